@@ -1,0 +1,245 @@
+"""From a trained checkpoint to one exported file, checked against the original before it is written."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase
+import ase.data
+import numpy as np
+import torch
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from les_md import model_file
+from les_md.architectures import LoadOptions, TrainedModel, find_architecture
+from les_md.check_structures import check_structures
+from les_md.checkpoint import read_checkpoint
+from les_md.models import resolve_checkpoint
+from les_md.potential import FORMAT_VERSION, LESPotential
+
+#: Largest accepted difference from the original, relative to the quantity's largest value, by network dtype.
+#: Stress is compared with finite differences of the original's energy, which limits its accuracy.
+TOLERANCES = {
+    "float64": {"energy": 1e-9, "long_range_energy": 1e-9, "forces": 1e-8, "charges": 1e-8, "stress": 1e-5},
+    "float32": {"energy": 2e-5, "long_range_energy": 2e-4, "forces": 2e-4, "charges": 2e-4, "stress": 2e-3},
+}
+
+#: Pauling electronegativities (CRC Handbook of Chemistry and Physics, 97th edition); elements without one are not used to
+#: fix the sign of the charges.
+_ELECTRONEGATIVITY = dict(
+    H=2.20, Li=0.98, Be=1.57, B=2.04, C=2.55, N=3.04, O=3.44, F=3.98, Na=0.93, Mg=1.31, Al=1.61, Si=1.90, P=2.19,
+    S=2.58, Cl=3.16, K=0.82, Ca=1.00, Sc=1.36, Ti=1.54, V=1.63, Cr=1.66, Mn=1.55, Fe=1.83, Co=1.88, Ni=1.91, Cu=1.90,
+    Zn=1.65, Ga=1.81, Ge=2.01, As=2.18, Se=2.55, Br=2.96, Rb=0.82, Sr=0.95, Y=1.22, Zr=1.33, Nb=1.6, Mo=2.16, Ru=2.2,
+    Rh=2.28, Pd=2.20, Ag=1.93, Cd=1.69, In=1.78, Sn=1.96, Sb=2.05, Te=2.1, I=2.66, Cs=0.79, Ba=0.89, La=1.10, Ce=1.12,
+    Hf=1.3, Ta=1.5, W=1.7, Re=1.9, Os=2.2, Ir=2.2, Pt=2.2, Au=2.4, Hg=1.9, Tl=1.8, Pb=1.8, Bi=1.9,
+)  # fmt: skip
+
+
+class ExportError(ValueError):
+    """An exported file does not reproduce its original, or an option does not fit the model."""
+
+
+@dataclass
+class ExportReport:
+    """What an export did: where the file is, its metadata, and what the loader decided."""
+
+    path: Path
+    metadata: dict
+    notes: list[str]
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+    norm_factor: float | None = None,
+    charge_sign: str = "auto",
+    head: str | None = None,
+    short_range: bool = False,
+) -> ExportReport:
+    """Export a trained checkpoint for LAMMPS, OpenMM and ASE.
+
+    Parameters
+    ----------
+    checkpoint : file as its training code wrote it, or the name of a bundled model.
+    output : file to write; by default the checkpoint's name with the suffix ``.pt``, in the current folder.
+    dtype : arithmetic of the network, "float32" or "float64". Sums and electrostatics are always in float64.
+    norm_factor : replaces the constant C of the long-range energy (eV Å/e²) that the checkpoint or its age implies.
+    charge_sign : the energy is even in the charges, so their overall sign is free. "auto" gives the most electronegative element
+        a negative mean charge on a check structure, "keep" keeps the checkpoint's sign, "flip" reverses it.
+    head : which head of a multi-head model.
+    short_range : accept a checkpoint without latent charges and export it as a short-range potential.
+
+    Raises
+    ------
+    CheckpointError : the checkpoint cannot be read or is unsafe.
+    ExportError : the exported file differs from the original by more than rounding; nothing is written.
+    ValueError : an option is wrong.
+    """
+    if dtype not in TOLERANCES:
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+    if charge_sign not in ("auto", "keep", "flip"):
+        raise ValueError(f"charge_sign must be auto, keep or flip, got {charge_sign!r}")
+    source = resolve_checkpoint(checkpoint)
+    output = Path(output) if output is not None else Path(f"{source.stem}.pt")
+    if not output.parent.is_dir():
+        raise ValueError(f"the folder {output.parent} of the output file does not exist")
+    if output.exists() and output.resolve() == source.resolve():
+        raise ValueError(f"the output {output} would overwrite the checkpoint; choose another name with -o")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    contents = read_checkpoint(source)
+    architecture = find_architecture(contents)
+    options = LoadOptions(dtype=torch.float64, norm_factor=norm_factor, head=head, allow_short_range=short_range)
+    model = architecture.load(contents, options=options)
+    elements = [ase.data.chemical_symbols[z] for z in model.atomic_numbers]
+    structures = check_structures(elements, model.long_range.dl if model.long_range else None)
+    references = {name: _reference(model, atoms) for name, atoms in structures.items()}
+    sign, mean_charges = _charge_sign(charge_sign, model, structures, references)
+
+    potential = LESPotential(
+        model.script(model.network.to(getattr(torch, dtype)).eval()),
+        model.reference_energies,
+        model.long_range,
+        model.num_charges,
+        sign,
+    )
+    module = torch.jit.script(potential.eval())
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "architecture": model.architecture,
+        "elements": elements,
+        "cutoff": model.cutoff,
+        "num_layers": model.num_layers,
+        "receptive_field": model.num_layers * model.cutoff,
+        "dtype": dtype,
+        "n_q": model.num_charges,
+        "long_range": None if model.long_range is None else {**model.long_range.to_dict(), "charge_sign": sign},
+        "mean_charges": mean_charges,
+        "source": {"name": source.name, "sha256": digest},
+        "notes": list(model.notes),
+        "versions": _versions(model.architecture),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "self_check": {},
+    }
+    metadata["self_check"] = _self_check(module, metadata, structures, references, model, sign)
+    model_file.write(output, module, metadata)
+    return ExportReport(output, metadata, list(model.notes))
+
+
+def _versions(architecture: str) -> dict[str, str]:
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "ase": ase.__version__}
+    for package in ("les_md", *(("mace-torch", "e3nn") if architecture == "mace" else ())):
+        versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+@dataclass
+class _Reference:
+    """The original's results on one structure; ``strain_derivative`` by finite differences of its energy."""
+
+    energy: float
+    long_range_energy: float
+    forces: np.ndarray
+    charges: np.ndarray
+    strain_derivative: np.ndarray | None
+
+
+def _reference(model: TrainedModel, atoms: ase.Atoms) -> _Reference:
+    result = model.original(atoms)
+    strain_derivative = _strain_derivative(model, atoms) if atoms.pbc.any() else None
+    return _Reference(result.energy, result.long_range_energy, result.forces, result.charges, strain_derivative)
+
+
+def _strain_derivative(model: TrainedModel, atoms: ase.Atoms, step: float = 2e-4) -> np.ndarray:
+    """dE/dε [3, 3] in eV of the original by central differences of fourth order."""
+    derivative = np.zeros((3, 3))
+    for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
+        for multiple, weight in ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12)):
+            deformation = np.eye(3)
+            deformation[a, b] += 0.5 * multiple * step
+            deformation[b, a] += 0.5 * multiple * step
+            strained = atoms.copy()
+            strained.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+            derivative[a, b] += weight * model.original(strained).energy / step
+        derivative[b, a] = derivative[a, b]
+    return derivative
+
+
+def _charge_sign(
+    choice: str, model: TrainedModel, structures: dict[str, ase.Atoms], references: dict[str, _Reference]
+) -> tuple[float, dict[str, float]]:
+    """Sign of the charges, and the mean charge of each element on the check structure with this sign."""
+    if model.long_range is None:
+        if choice != "auto":
+            raise ValueError("a short-range model has no charges: --charge-sign does not apply")
+        return 1.0, {}
+    name = "water" if "water" in structures else "packed crystal"
+    symbols = np.array(structures[name].get_chemical_symbols())
+    charges = references[name].charges.sum(1)
+    means = {symbol: float(charges[symbols == symbol].mean()) for symbol in sorted(set(symbols))}
+    sign = -1.0 if choice == "flip" else 1.0
+    if choice == "auto":
+        known = [symbol for symbol in means if symbol in _ELECTRONEGATIVITY]
+        if known and means[max(known, key=_ELECTRONEGATIVITY.__getitem__)] > 0.0:
+            sign = -1.0
+    return sign, {symbol: sign * mean for symbol, mean in means.items()}
+
+
+def _self_check(
+    module: torch.jit.ScriptModule,
+    metadata: dict,
+    structures: dict[str, ase.Atoms],
+    references: dict[str, _Reference],
+    model: TrainedModel,
+    sign: float,
+) -> dict:
+    """Compare the scripted module with the original; returns the differences or raises ExportError."""
+    from les_md.calculator import LESCalculator
+
+    exported = model_file.ExportedModel(Path("model in memory"), module, metadata)
+    calculator = LESCalculator(exported)
+    tolerances = TOLERANCES[metadata["dtype"]]
+    results: dict = {"reference": model.original_description, "tolerances": tolerances, "structures": {}}
+    failures = []
+    for name, atoms in structures.items():
+        reference = references[name]
+        calculator.calculate(atoms, ["energy"])
+        got = calculator.results
+        count = len(atoms)
+        # Energies per atom are compared in units of the largest of an atom without its reference energy, which
+        # must not hide differences, and at least an eV.
+        isolated_atoms = model.reference_energies.numpy()[exported.types_of(atoms.numbers)]
+        atomic_energy = max(1.0, float(np.abs(got["energies"] - isolated_atoms).max()))
+        quantities = {
+            "energy": (np.array((got["energy"] - reference.energy) / count), atomic_energy),
+            "forces": (got["forces"] - reference.forces, np.abs(reference.forces).max()),
+        }
+        if model.long_range is not None:
+            charges = sign * reference.charges
+            quantities["long_range_energy"] = (
+                np.array((got["long_range_energy"] - reference.long_range_energy) / count),
+                atomic_energy,
+            )
+            quantities["charges"] = (got["charges"].reshape(charges.shape) - charges, np.abs(charges).max())
+        if reference.strain_derivative is not None:
+            stress = reference.strain_derivative / atoms.get_volume()
+            ours = voigt_6_to_full_3x3_stress(got["stress"])
+            quantities["stress"] = (ours - stress, np.abs(stress).max())
+        differences = {}
+        for quantity, (difference, scale) in quantities.items():
+            largest = float(np.abs(difference).max())
+            differences[quantity] = largest
+            if not largest <= tolerances[quantity] * max(scale, 1e-3):
+                failures.append(f"{quantity} on {name}: differs by {largest:.3g}, its size is {scale:.3g}")
+        results["structures"][name] = differences
+    if failures:
+        raise ExportError(
+            "the exported model does not reproduce the original, nothing was written:\n  " + "\n  ".join(failures)
+        )
+    return results

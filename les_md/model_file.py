@@ -1,0 +1,123 @@
+"""Writing and reading exported files: a TorchScript archive with ``les_md.json`` inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import ase.data
+import numpy as np
+import torch
+
+from les_md.potential import FORMAT_VERSION
+
+METADATA_NAME = "les_md.json"
+
+
+class ModelFileError(ValueError):
+    """A file is not an exported model that this version can read; the message says why."""
+
+
+class ExportedModel:
+    """An exported file in memory.
+
+    Attributes
+    ----------
+    module : the scripted ``LESPotential`` (its methods are the contract of the file).
+    metadata : what ``les-export`` recorded, as ``les-md info`` prints it.
+    elements : chemical symbols in type order.  cutoff : Å.  num_layers : message-passing depth.
+    has_long_range : False for a short-range model.
+    """
+
+    def __init__(self, path: Path, module: torch.jit.ScriptModule, metadata: dict) -> None:
+        self.path = path
+        self.module = module
+        self.metadata = metadata
+        self.elements: list[str] = list(metadata["elements"])
+        self.cutoff = float(metadata["cutoff"])
+        self.num_layers = int(metadata["num_layers"])
+        self.has_long_range: bool = metadata["long_range"] is not None
+
+    def types_of(self, atomic_numbers: np.ndarray) -> np.ndarray:
+        """Type index [N] int64 of each atomic number.
+
+        Raises ValueError naming the elements that the model does not know.
+        """
+        index = {ase.data.atomic_numbers[symbol]: i for i, symbol in enumerate(self.elements)}
+        unknown = sorted({int(z) for z in atomic_numbers} - set(index))
+        if unknown:
+            names = ", ".join(ase.data.chemical_symbols[z] for z in unknown)
+            raise ValueError(f"{self.path.name} knows the elements {' '.join(self.elements)}, not {names}")
+        return np.array([index[int(z)] for z in atomic_numbers], dtype=np.int64)
+
+
+def write(path: str | Path, module: torch.jit.ScriptModule, metadata: dict) -> None:
+    """Write an exported file so that a reader sees the whole file or none."""
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(descriptor)
+    try:
+        module.save(temporary, _extra_files={METADATA_NAME: json.dumps(metadata, indent=1)})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_metadata(path: str | Path) -> dict:
+    """Metadata of an exported file, without loading the model.
+
+    Raises
+    ------
+    FileNotFoundError : no such file.
+    ModelFileError : not an exported file, or written in a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model file {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            entries = [name for name in names if name.endswith(f"/extra/{METADATA_NAME}")]
+            scripted = any(name.endswith("/constants.pkl") for name in names)
+            text = archive.read(entries[0]).decode() if entries else None
+    except (zipfile.BadZipFile, OSError, UnicodeDecodeError) as error:
+        raise ModelFileError(
+            f"{path} is truncated or no model file ({error}). Export the trained checkpoint with: les-export CHECKPOINT"
+        ) from error
+    if text is None:
+        kind = "a TorchScript file that les-export did not write" if scripted else "a checkpoint, not an exported model"
+        raise ModelFileError(f"{path} is {kind}. Export the trained checkpoint with: les-export CHECKPOINT")
+    try:
+        metadata = json.loads(text)
+        version = int(metadata["format_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path}: its metadata cannot be read ({error!r}); export the checkpoint again") from error
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} is in format {version}, this les_md reads formats up to {FORMAT_VERSION}: update les_md, or export "
+            "the checkpoint again with this version"
+        )
+    missing = {"elements", "cutoff", "num_layers", "long_range"} - set(metadata)
+    if missing:
+        raise ModelFileError(f"{path}: its metadata lacks {', '.join(sorted(missing))}; export the checkpoint again")
+    return metadata
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
+    """Load a file written by ``les-export``.
+
+    Parameters: ``path`` of the file, ``device`` to put it on.
+
+    Raises: as ``read_metadata``.
+    """
+    metadata = read_metadata(path)
+    try:
+        module = torch.jit.load(str(path), map_location=device)
+    except RuntimeError as error:
+        raise ModelFileError(f"{path} is damaged: {error}") from error
+    return ExportedModel(Path(path), module.eval(), metadata)

@@ -1,0 +1,155 @@
+"""The exported module: one TorchScript file that holds all physics of a model.
+
+Engines hand over neighbours and box, call ``short_range``, ``spread``, ``solve``, ``gather``, pull the potential back through the
+network, and put energy, forces, virial and charges where they belong. ``forward`` does exactly this for one process.
+
+The split rule: with φ = ∂E_lr/∂q, one vector–Jacobian product of (energy, charge) with the cotangents (1, φ) gives the
+derivative of the whole energy with respect to the edge vectors; the long-range part adds its explicit forces and strain
+derivative. The network never sees positions or cell, the long-range solver never sees the network.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Optional  # noqa: UP035  (TorchScript knows only these)
+
+import torch
+from torch import Tensor
+
+from les_md.electrostatics.latent_ewald import LatentEwald
+from les_md.electrostatics.parameters import LongRangeParameters
+from les_md.electrostatics.response import born_effective_charges, polarisation_cotangents
+
+#: Version of the exported file's contract; a reader refuses a newer one.
+FORMAT_VERSION = 1
+
+
+class LESPotential(torch.nn.Module):
+    """A short-range network and its long-range energy.
+
+    Parameters
+    ----------
+    network : scripts; ``network(edge_vectors, edge_index, types) -> (energy [N], charge [N, n_q])``.
+    reference_energies : [number of types] float64, eV; added to the network's energies in float64.
+    long_range : parameters of the long-range energy; None for a short-range model (n_q = 0).
+    num_charges : n_q.
+    charge_sign : +1 or −1, the overall sign of the charges, which the energy leaves open.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        reference_energies: Tensor,
+        long_range: Optional[LongRangeParameters],  # noqa: UP045
+        num_charges: int,
+        charge_sign: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if (long_range is None) != (num_charges == 0):
+            raise ValueError("a model has long-range parameters if and only if it has charges")
+        self.network = network
+        self.register_buffer("reference_energies", reference_energies.to(torch.float64))
+        self.has_long_range: bool = long_range is not None
+        self.long_range = LatentEwald(long_range or LongRangeParameters())
+        self.num_charges: int = num_charges
+        self.charge_sign: float = float(charge_sign)
+
+    @torch.jit.export
+    def short_range(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
+        """Short-range energy [N] in eV and latent charge [N, n_q] in e of every node, float64.
+
+        Parameters
+        ----------
+        edge_vectors : [E, 3] float64, Å, r_neighbour − r_centre.
+        edge_index : [2, E] int64; row 0 the centre, row 1 the neighbour.
+        types : [N] int64, index into the model's elements.
+
+        Edges beyond the cutoff contribute exactly nothing.
+        """
+        energy, charge = self.network(edge_vectors, edge_index, types)
+        return energy.to(torch.float64) + self.reference_energies[types], self.charge_sign * charge.to(torch.float64)
+
+    @torch.jit.export
+    def spread(self, positions: Tensor, charges: Tensor, cell: Tensor) -> Tensor:
+        """See ``LatentEwald.spread``."""
+        return self.long_range.spread(positions, charges, cell)
+
+    @torch.jit.export
+    def solve(self, density: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``LatentEwald.solve``."""
+        return self.long_range.solve(density, cell)
+
+    @torch.jit.export
+    def gather(self, field: Tensor, positions: Tensor, charges: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``LatentEwald.gather``."""
+        return self.long_range.gather(field, positions, charges, cell)
+
+    def forward(
+        self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor, positions: Tensor, cell: Tensor
+    ) -> Dict[str, Tensor]:  # noqa: UP006
+        """Everything of one configuration, on one process.
+
+        Parameters as in ``short_range``, and ``positions`` [N, 3] Å, ``cell`` [3, 3] Å (zeros: isolated).
+
+        Returns
+        -------
+        ``energies``, ``long_range_energies`` [N] eV (per atom; the first includes the second), ``charges`` [N, n_q] e,
+        ``forces`` [N, 3] eV/Å, ``strain_derivative`` [3, 3] eV (dE/dε; divide by the volume for the stress).
+        """
+        vectors = edge_vectors.detach().requires_grad_(True)
+        energy, charge = self.short_range(vectors, edge_index, types)
+        charges = charge.detach()
+        long_range_energies = torch.zeros_like(energy.detach())
+        potential = torch.zeros_like(charges)
+        forces = torch.zeros_like(positions)
+        strain_derivative = torch.zeros_like(cell)
+        if self.has_long_range:
+            long_range_energies, potential, forces, strain_derivative = self.long_range(
+                positions.detach(), charges, cell.detach()
+            )
+        pair_gradient = self._pull_back(vectors, energy, charge, torch.ones_like(energy), potential)
+        forces = forces.index_add(0, edge_index[0], pair_gradient).index_add(0, edge_index[1], -pair_gradient)
+        strain = torch.matmul(vectors.detach().transpose(0, 1), pair_gradient)
+        # The energy is invariant under rotations, so only rounding makes this unsymmetric.
+        strain_derivative = strain_derivative + 0.5 * (strain + strain.transpose(0, 1))
+        return {
+            "energies": energy.detach() + long_range_energies,
+            "long_range_energies": long_range_energies,
+            "charges": charges,
+            "forces": forces,
+            "strain_derivative": strain_derivative,
+        }
+
+    @torch.jit.export
+    def born_effective_charges(
+        self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor, positions: Tensor, cell: Tensor
+    ) -> Tensor:
+        """Born effective charges Z* [N, 3, 3] in e: polarisation index first, displacement index second.
+
+        Costs one forward and six (isolated: three) backward passes of the network.
+        """
+        vectors = edge_vectors.detach().requires_grad_(True)
+        energy, charge = self.short_range(vectors, edge_index, types)
+        isolated = self.long_range.is_isolated(cell)
+        remove_mean = self.long_range.remove_mean
+        weights = polarisation_cotangents(positions, cell, isolated, remove_mean)
+        pulled_back = torch.zeros([weights.size(0), positions.size(0), 3], dtype=positions.dtype, device=positions.device)
+        for direction in range(weights.size(0)):
+            cotangent = weights[direction][:, None].expand_as(charge).contiguous()
+            gradient = self._pull_back(vectors, energy, charge, torch.zeros_like(energy), cotangent)
+            pulled_back[direction] = pulled_back[direction].index_add(0, edge_index[1], gradient).index_add(
+                0, edge_index[0], -gradient
+            )
+        return born_effective_charges(
+            charge.detach(), pulled_back, positions, cell, isolated, remove_mean, self.long_range.epsilon_factor
+        )
+
+    def _pull_back(
+        self, vectors: Tensor, energy: Tensor, charge: Tensor, energy_cotangent: Tensor, charge_cotangent: Tensor
+    ) -> Tensor:
+        """Vector–Jacobian product of (energy, charge) on the edge vectors, [E, 3]; keeps the graph."""
+        if vectors.size(0) == 0:
+            return torch.zeros_like(vectors)
+        total = (energy * energy_cotangent).sum() + (charge * charge_cotangent).sum()
+        gradient = torch.autograd.grad([total], [vectors], retain_graph=True)[0]
+        assert gradient is not None
+        return gradient
