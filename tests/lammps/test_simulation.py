@@ -216,6 +216,22 @@ def test_model_is_found_in_the_potentials_folder(models, plugin, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_charges_every_few_steps(models, lammps_of):
+    session = lammps_of(water()).potential(models["gentle"]).run("fix 1 all nve\nfix q all pair 5 mliap/les charge 0")
+    session.run("compute q all reduce sum f_q\nthermo_style custom step c_q\nthermo 5")
+    # Kept from step 5 on: those of step 5, not of the last step, 7.
+    session.run("run 7 post no")
+    kept = session.lmp.numpy.extract_compute("q", 0, 0)
+    session.run("unfix q\nfix q all pair 1 mliap/les charge 0\nrun 0")
+    now = session.lmp.numpy.extract_compute("q", 0, 0)
+    assert kept != 0.0
+    assert now != pytest.approx(kept, rel=1e-9)
+    assert now == pytest.approx(kept, rel=0.1)
+    # The style has no other per-atom quantity.
+    with pytest.raises(Exception, match=r"potential"):
+        session.run("fix p all pair 1 mliap/les potential 0\nrun 0")
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_do_not_change_the_result(threads, models, lammps_of):
     reference = lammps_of(water()).potential(models["water"], "threads 1").evaluate()
@@ -224,8 +240,10 @@ def test_threads_do_not_change_the_result(threads, models, lammps_of):
     np.testing.assert_allclose(result.forces, reference.forces, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("checkpoint", ["caceles_water_r4.5_nu2.pth", "maceles_water_nl1_l0.model"])
-def test_published_models(checkpoint, lammps_of, tmp_path):
+@pytest.mark.parametrize(
+    ("checkpoint", "frames"), [("caceles_water_r4.5_nu2.pth", (0, 1)), ("maceles_water_nl1_l0.model", (0,))]
+)
+def test_published_models(checkpoint, frames, lammps_of, tmp_path):
     """A published checkpoint through les-export into LAMMPS: forces against those of the authors' code."""
     import ase.io
 
@@ -238,7 +256,7 @@ def test_published_models(checkpoint, lammps_of, tmp_path):
         pytest.importorskip("mace", reason="needs mace-torch to export a MACE model")
     model = export(source, tmp_path / "model.pt", dtype="float64").path
     reference = np.load(SHARED / "reference" / f"{source.stem}.npz")
-    for frame in (0, 1):
+    for frame in frames:
         atoms = ase.io.read(SHARED / "data" / "water_rpbe_d3.xyz", frame)
         atoms.calc = LESCalculator(model)
         result = lammps_of(atoms).potential(model).evaluate()

@@ -82,7 +82,7 @@ def test_pair_coeff_is_missing(refused):
 
 
 def test_null_without_another_style(refused, models):
-    refused(f"pair_style mliap/les\npair_coeff * * {models['water']} H NULL\nrun 0", r"has no element for atom type 2")
+    refused(f"pair_style mliap/les\npair_coeff * * {models['water']} H NULL\nrun 0", r"All pair coeffs are not set")
 
 
 class TestModelFile:
