@@ -32,12 +32,13 @@ class LESCalculator(Calculator):
     ``get_property("born_effective_charges", atoms)``: ``born_effective_charges`` [N, 3, 3], polarisation index first.
 
     Boundaries: with no periodic axis the charges interact in open space. With any periodic axis the
-    long-range sum is the three-dimensional one over ``atoms.cell``, vacuum included, which is what the models were trained with.
+    long-range sum is the three-dimensional one over ``atoms.cell``, vacuum included, which is what the models were
+    trained with.
 
     Raises
     ------
-    ValueError : an element the model does not know, positions that are not finite, a periodic axis without a cell vector, or
-        an energy that is not finite (atoms on top of each other).
+    ValueError : an element the model does not know, positions that are not finite, a periodic axis without a cell
+        vector, or an energy that is not finite (atoms on top of each other).
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -96,7 +97,9 @@ class LESCalculator(Calculator):
         types = self.model.types_of(atoms.numbers)
         positions = atoms.get_positions()
         if not np.isfinite(positions).all():
-            raise ValueError(f"positions of atoms {np.flatnonzero(~np.isfinite(positions).all(1)).tolist()} are not finite")
+            raise ValueError(
+                f"positions of atoms {np.flatnonzero(~np.isfinite(positions).all(1)).tolist()} are not finite"
+            )
         if atoms.pbc.any() and atoms.cell.rank < 3:
             raise ValueError(
                 "a system with a periodic axis needs three cell vectors (the long-range sum runs over the whole "

@@ -1,39 +1,46 @@
 r"""Reading checkpoints without running anything that is in them.
 
-``torch.save`` of a whole module is a pickle, and a pickle is a program: ``torch.load`` of a hostile one runs whatever its author
-liked. ``read_checkpoint`` reads the same files with an interpreter of its own that can do little:
+``torch.save`` of a whole module is a pickle, and a pickle is a program: ``torch.load`` of a hostile one runs whatever
+its author liked. ``read_checkpoint`` reads the same files with an interpreter of its own that can do little:
 
-* **Names.** A name a pickle asks for is looked up as the pair (module, attribute) in tables written down here, never by walking
-  attributes: dotted names (``torch`` / ``hub.load``) are in no table. What is in no table is refused before anything is imported.
-* **Calls.** REDUCE, INST and OBJ call only functions defined in this file. They stand for what real checkpoints call (rebuilding
-  tensors, parameters, sets, numpy arrays) and check their arguments. Whatever else a name stands for – a class, an activation
-  function, a dtype – can be stored in the result but not called. No constructor of a class runs.
-* **Objects.** NEWOBJ makes empty modules (``torch.nn.Module`` subclasses defined in torch.nn.modules, e3nn or mace.modules, by their own
-  name), stand-ins, and a few tuples; BUILD fills the ``__dict__`` of a module and never calls a ``__setstate__`` of its class. Two
-  kinds of code that real MACE files carry are dropped here: the Python source of ``torch.fx`` graph modules
-  (``reduce_graph_module`` would execute it) and the TorchScript of e3nn's compiled functions (loading TorchScript runs its
-  ``__setstate__``, which can write files). ``architectures.e3nn_code`` generates both again from the stored sizes.
+* **Names.** A name is looked up as the pair (module, attribute) in the tables of this file, never by walking
+  attributes: dotted names (``torch`` / ``hub.load``) are in no table. What is in no table is refused, and nothing is
+  imported for it.
+* **Calls.** REDUCE, INST and OBJ call only functions defined in this file. They stand for what real checkpoints call
+  (rebuilding tensors, parameters, sets, numpy arrays) and check their arguments. Whatever else a name stands for – a
+  class, an activation function, a dtype – can be stored in the result but not called. No constructor of a class runs.
+* **Objects.** NEWOBJ makes empty modules (subclasses of ``torch.nn.Module`` defined in torch.nn.modules, e3nn or
+  mace.modules under their own name), stand-ins, and a few tuples. BUILD fills the ``__dict__`` of a module and never
+  calls the ``__setstate__`` of its class.
+* **Code.** Real MACE files carry two kinds of it, both left out here: the Python source of ``torch.fx`` graph modules
+  (``reduce_graph_module`` would execute it) and the TorchScript of e3nn's compiled functions (loading TorchScript
+  runs its ``__setstate__``, and TorchScript can write files). ``architectures.e3nn_code`` makes both again from the
+  stored sizes.
 * **Containers.** APPEND, SETITEM and their plurals act on exact lists, dicts, sets and OrderedDicts only.
-* **Storages.** Read by this file, with their length checked, so that no tensor reaches beyond its memory; numpy arrays likewise (a
-  dtype's ``__setstate__`` would let raw bytes pass as pointers). Nested ``torch.load`` (``_load_from_bytes``) is refused.
+* **Storages** are read by this file and their length is checked, so that no tensor reaches beyond its memory; so are
+  numpy arrays (the ``__setstate__`` of a dtype could let raw bytes pass as pointers). Nested ``torch.load`` is
+  refused.
 
-What is left to a hostile file: being wrong, large or slow, and storing unexpected attributes in modules of known classes; their
-methods then work on strange values, but the only functions such values can be are activation functions.
+What is left to a hostile file: being wrong, large or slow, and storing unexpected attributes in modules of known
+classes. Methods of these then work on strange values, but the only functions among such values are activation
+functions.
 
-Classes of packages that are not needed, or not to be had, become a ``StandIn`` that stores their state (``cace``, ``les``,
-``nequip_les``); these packages are never imported, installed or not.
+Classes of packages that are not needed or not to be had (``cace``, ``les``, ``nequip_les``) become a ``StandIn`` that
+stores their state; these packages are never imported, installed or not.
 """
 
 from __future__ import annotations
 
+import _compat_pickle
 import importlib
 import io
 import math
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -163,7 +170,7 @@ def _describe_foreign(path: str) -> str:
     return "not a file written by torch.save"
 
 
-# -------------------------------------------------------------------------------------------------------------- names
+# ---- names
 
 #: Packages whose classes become stand-ins. Graph modules refer to classes of torch.fx that made them.
 _STAND_IN_PACKAGES = ("cace", "les", "nequip_les", "torch.fx")
@@ -194,7 +201,7 @@ _TUPLE_CLASSES = {
 #: Where a class moved since a file was written.
 _MOVED = {("mace.modules.models", "MACELES"): ("mace.modules.extensions", "MACELES")}
 
-_INSTALL = {"mace": "pip install 'les_md[mace]'", "e3nn": "pip install 'les_md[mace]'"}
+_INSTALL = "pip install 'les_md[mace]'"
 
 _CUEQ = "the model was made for cuEquivariance; convert it back with mace.cli.convert_cueq_e3nn first"
 _OEQ = "the model was made for OpenEquivariance; convert it back with mace.cli.convert_oeq_e3nn first"
@@ -232,14 +239,24 @@ _STORAGE_DTYPES = {
 }
 
 
+def _are_natural(numbers: Any) -> bool:
+    return type(numbers) is tuple and all(type(n) is int and n >= 0 for n in numbers)
+
+
 def _rebuild_tensor(
-    storage: Any, offset: int, size: Any, stride: Any, requires_grad: bool = False, hooks: Any = None, metadata: Any = None
+    storage: Any,
+    offset: int,
+    size: Any,
+    stride: Any,
+    requires_grad: bool = False,
+    hooks: Any = None,
+    metadata: Any = None,
 ) -> torch.Tensor:
     """torch._utils._rebuild_tensor_v2 with its bounds checked."""
     size, stride = tuple(size), tuple(stride)
     if not isinstance(storage, torch.Tensor) or len(size) != len(stride):
         raise CheckpointError("a tensor has no storage")
-    if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+    if not _are_natural((offset, *size, *stride)):
         raise CheckpointError("a tensor has a size, stride or offset that is not a natural number")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > 0 and last >= storage.numel():
@@ -252,7 +269,9 @@ def _rebuild_tensor(
     return tensor
 
 
-def _rebuild_parameter(data: torch.Tensor, requires_grad: bool, hooks: Any = None, state: Any = None) -> torch.nn.Parameter:
+def _rebuild_parameter(
+    data: torch.Tensor, requires_grad: bool, hooks: Any = None, state: Any = None
+) -> torch.nn.Parameter:
     if not isinstance(data, torch.Tensor):
         raise CheckpointError("a parameter is not a tensor")
     return torch.nn.Parameter(data.detach(), bool(requires_grad) and data.is_floating_point())
@@ -295,7 +314,7 @@ def _graph_module(body: Any = None, source: Any = None, *rest: Any) -> StandIn:
 
 
 def _numpy_dtype(kind: Any = None, align: Any = False, copy: Any = True) -> numpy.dtype:
-    if type(kind) is not str or kind.lstrip("<>=|")[:1] not in tuple("biufcSUO") or not kind.lstrip("<>=|")[1:].isdecimal():
+    if type(kind) is not str or not re.fullmatch(r"[<>=|]?[biufcSUO]\d+", kind):
         raise CheckpointError(f"numpy type {kind!r} is not supported")
     return numpy.dtype(kind)
 
@@ -321,7 +340,7 @@ def _numpy_from_buffer(data: Any = None, dtype: Any = None, shape: Any = None, o
 def _set_array(array: numpy.ndarray, state: Any) -> None:
     """ndarray.__setstate__, with types and lengths checked."""
     _, shape, dtype, fortran, data = state
-    if not isinstance(dtype, numpy.dtype) or type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(dtype, numpy.dtype) or not _are_natural(shape):
         raise CheckpointError("a numpy array has no proper type or shape")
     count = math.prod(shape)
     proper = type(data) is list and len(data) == count if dtype.hasobject else len(data) == count * dtype.itemsize
@@ -392,7 +411,7 @@ for _dtype in _STORAGE_DTYPES.values():
     _VALUES["torch", str(_dtype).removeprefix("torch.")] = _dtype
 for _type in (object, int, float, bool, str, bytes, list, dict, tuple):
     _VALUES["builtins", _type.__name__] = _type
-for _name in ("silu", "relu", "gelu", "elu", "leaky_relu", "softplus", "sigmoid", "tanh", "mish", "selu", "celu", "softsign"):
+for _name in ("silu", "relu", "gelu", "elu", "leaky_relu", "softplus", "sigmoid", "tanh", "mish", "selu", "celu"):
     _VALUES["torch.nn.functional", _name] = getattr(torch.nn.functional, _name)
 for _name in ("gelu", "softplus", "silu"):
     _VALUES["torch._C._nn", _name] = getattr(torch._C._nn, _name)
@@ -402,14 +421,16 @@ for _name in _ACTIVATIONS:
 
 def _resolve(module: str, name: str) -> Any:
     """What a name in a pickle stands for; refuses what is in no table."""
-    module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
-    key = (module, name)
+    # Protocols before 3 use the names of Python 2.
+    key = _compat_pickle.NAME_MAPPING.get((module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name))
+    module, name = key
     if key in _FUNCTIONS:
         return _FUNCTIONS[key]
     if key in _VALUES:
         return _VALUES[key]
     package = module.split(".")[0]
-    if any(f"{module}.".startswith(f"{entry}.") for entry in _STAND_IN_PACKAGES) and name.isidentifier():
+    plain = all(part.isidentifier() for part in (*module.split("."), name))
+    if plain and any(f"{module}.".startswith(f"{entry}.") for entry in _STAND_IN_PACKAGES):
         return _stand_in_class(module, name)
     module, name = _MOVED.get(key, key)
     is_tuple = (module, name) in _TUPLE_CLASSES
@@ -417,15 +438,15 @@ def _resolve(module: str, name: str) -> Any:
     if hint:
         raise CheckpointError(f"it needs {module}.{name}: {hint}")
     listed = any(module.startswith(entry) if entry.endswith(".") else module == entry for entry in _MODULE_CLASSES)
-    plain = all(part.isidentifier() for part in (*module.split("."), name))
     if not plain or not (is_tuple or listed):
         raise UnsafeCheckpointError(f"it asks for {module}.{name}, which no known checkpoint needs; nothing was run")
     try:
-        found = vars(importlib.import_module(module)).get(name)
+        found = vars(_import(module)).get(name)
     except ImportError as error:
-        if package in _INSTALL and error.name is not None and error.name.split(".")[0] == package:
-            missing = f"which is not installed: {_INSTALL[package]}" if error.name == package else "which this version lacks"
-            raise CheckpointError(f"it needs {module}, {missing}") from error
+        if package in ("mace", "e3nn") and error.name is not None and error.name.split(".")[0] == package:
+            if error.name == package:
+                raise CheckpointError(f"it needs {package}, which is not installed: {_INSTALL}") from error
+            raise CheckpointError(f"it needs {module}, which the installed {package} does not have") from error
         raise CheckpointError(f"it needs {module}, which cannot be imported: {error}") from error
     if not isinstance(found, type) or found.__module__ != module or found.__name__ != name:
         if found is None:
@@ -436,11 +457,29 @@ def _resolve(module: str, name: str) -> Any:
     return found
 
 
+def _import(module: str) -> Any:
+    """Import a listed module, and leave torch's own protection against pickles as it is.
+
+    At import, e3nn 0.4 loads a file of its own that torch refuses because of its slices; MACE switches the protection
+    off for the whole process, and for those it starts, to get around that.
+    """
+    switch = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(switch)
+    try:
+        with torch.serialization.safe_globals([slice]):
+            return importlib.import_module(module)
+    finally:
+        if before is None:
+            os.environ.pop(switch, None)
+        else:
+            os.environ[switch] = before
+
+
 def _stand_in_class(module: str, name: str) -> type[StandIn]:
     return type(name, (StandIn,), {"class_path": f"{module}.{name}"})
 
 
-# ------------------------------------------------------------------------------------------------------------- objects
+# ---- objects
 
 
 def _describe(thing: Any) -> str:
@@ -502,7 +541,7 @@ def _set_state(instance: Any, state: Any) -> None:
 class _RestrictedUnpickler(pickle._Unpickler):
     """Pickle's own interpreter in Python, with every instruction that acts on objects replaced."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         self._archive = archive
@@ -519,7 +558,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
     def persistent_load(self, saved_id: Any) -> torch.Tensor:
         """A storage, as a tensor of its elements."""
         kind, storage_type, key, _location, numel = saved_id
-        if kind != "storage" or not isinstance(storage_type, _StorageType) or type(key) is not str or type(numel) is not int:
+        if (kind, type(storage_type), type(key)) != ("storage", _StorageType, str) or not _are_natural((numel,)):
             raise CheckpointError("a storage has an unexpected form")
         if key not in self._storages:
             data = bytearray(self._archive.read(f"{self._root}data/{key}"))

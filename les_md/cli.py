@@ -18,24 +18,30 @@ def export_main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="trained checkpoint, or the name of a bundled model (see: les-md models)")
     parser.add_argument("-o", "--output", metavar="OUT.pt", help="file to write (default: the checkpoint's name, .pt)")
     parser.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="arithmetic of the network (default: float32)"
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="arithmetic of the network (default: float32)",
     )
     parser.add_argument(
         "--norm-factor",
         type=float,
         metavar="C",
-        help="constant of the long-range energy in eV Å/e², instead of the one stored in the checkpoint or implied by its age",
+        help="constant of the long-range energy in eV Å/e², instead of the one stored in the checkpoint or implied by "
+        "its age",
     )
     parser.add_argument(
         "--charge-sign",
         choices=("auto", "keep", "flip"),
         default="auto",
-        help="overall sign of the charges, which the energy leaves open; auto (default): the most electronegative element is "
-        "negative; keep or flip: relative to the checkpoint",
+        help="overall sign of the charges, which the energy leaves open; auto (default): the most electronegative "
+        "element is negative; keep or flip: relative to the checkpoint",
     )
     parser.add_argument("--head", help="which head of a multi-head model")
     parser.add_argument(
-        "--short-range", action="store_true", help="accept a checkpoint without latent charges, as a short-range potential"
+        "--short-range",
+        action="store_true",
+        help="accept a checkpoint without latent charges, as a short-range potential",
     )
     options = parser.parse_args(arguments)
     return _run(_export, options)
@@ -70,8 +76,13 @@ def _run(function, options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
+    import warnings
+
     from les_md.exporting import export
 
+    # What e3nn and mace warn of when they are imported and scripted concerns their authors, not our user.
+    warnings.filterwarnings("ignore", message="Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected")
+    warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support instance-level annotations")
     report = export(
         options.checkpoint,
         options.output,
@@ -118,7 +129,8 @@ def print_metadata(metadata: dict) -> None:
         ("elements", " ".join(metadata["elements"])),
         (
             "cutoff",
-            f"{metadata['cutoff']:g} Å, {metadata['num_layers']} layer(s), receptive field {metadata['receptive_field']:g} Å",
+            f"{metadata['cutoff']:g} Å, {metadata['num_layers']} layer(s), "
+            f"receptive field {metadata['receptive_field']:g} Å",
         ),
         ("network dtype", metadata["dtype"]),
     ]

@@ -29,15 +29,17 @@ TOLERANCES = {
     "float32": {"energy": 2e-5, "long_range_energy": 2e-4, "forces": 2e-4, "charges": 2e-4, "stress": 2e-3},
 }
 
-#: Pauling electronegativities (CRC Handbook of Chemistry and Physics, 97th edition); elements without one are not used to
-#: fix the sign of the charges.
-_ELECTRONEGATIVITY = dict(
-    H=2.20, Li=0.98, Be=1.57, B=2.04, C=2.55, N=3.04, O=3.44, F=3.98, Na=0.93, Mg=1.31, Al=1.61, Si=1.90, P=2.19,
-    S=2.58, Cl=3.16, K=0.82, Ca=1.00, Sc=1.36, Ti=1.54, V=1.63, Cr=1.66, Mn=1.55, Fe=1.83, Co=1.88, Ni=1.91, Cu=1.90,
-    Zn=1.65, Ga=1.81, Ge=2.01, As=2.18, Se=2.55, Br=2.96, Rb=0.82, Sr=0.95, Y=1.22, Zr=1.33, Nb=1.6, Mo=2.16, Ru=2.2,
-    Rh=2.28, Pd=2.20, Ag=1.93, Cd=1.69, In=1.78, Sn=1.96, Sb=2.05, Te=2.1, I=2.66, Cs=0.79, Ba=0.89, La=1.10, Ce=1.12,
-    Hf=1.3, Ta=1.5, W=1.7, Re=1.9, Os=2.2, Ir=2.2, Pt=2.2, Au=2.4, Hg=1.9, Tl=1.8, Pb=1.8, Bi=1.9,
-)  # fmt: skip
+#: Pauling electronegativities (CRC Handbook of Chemistry and Physics, 97th edition); elements without one are not
+#: used to fix the sign of the charges.
+_ELECTRONEGATIVITY = {
+    "H": 2.20, "Li": 0.98, "Be": 1.57, "B": 2.04, "C": 2.55, "N": 3.04, "O": 3.44, "F": 3.98, "Na": 0.93,
+    "Mg": 1.31, "Al": 1.61, "Si": 1.90, "P": 2.19, "S": 2.58, "Cl": 3.16, "K": 0.82, "Ca": 1.00, "Sc": 1.36,
+    "Ti": 1.54, "V": 1.63, "Cr": 1.66, "Mn": 1.55, "Fe": 1.83, "Co": 1.88, "Ni": 1.91, "Cu": 1.90, "Zn": 1.65,
+    "Ga": 1.81, "Ge": 2.01, "As": 2.18, "Se": 2.55, "Br": 2.96, "Rb": 0.82, "Sr": 0.95, "Y": 1.22, "Zr": 1.33,
+    "Nb": 1.6, "Mo": 2.16, "Ru": 2.2, "Rh": 2.28, "Pd": 2.20, "Ag": 1.93, "Cd": 1.69, "In": 1.78, "Sn": 1.96,
+    "Sb": 2.05, "Te": 2.1, "I": 2.66, "Cs": 0.79, "Ba": 0.89, "La": 1.10, "Ce": 1.12, "Hf": 1.3, "Ta": 1.5,
+    "W": 1.7, "Re": 1.9, "Os": 2.2, "Ir": 2.2, "Pt": 2.2, "Au": 2.4, "Hg": 1.9, "Tl": 1.8, "Pb": 1.8, "Bi": 1.9,
+}  # fmt: skip
 
 
 class ExportError(ValueError):
@@ -71,8 +73,9 @@ def export(
     output : file to write; by default the checkpoint's name with the suffix ``.pt``, in the current folder.
     dtype : arithmetic of the network, "float32" or "float64". Sums and electrostatics are always in float64.
     norm_factor : replaces the constant C of the long-range energy (eV Å/e²) that the checkpoint or its age implies.
-    charge_sign : the energy is even in the charges, so their overall sign is free. "auto" gives the most electronegative element
-        a negative mean charge on a check structure, "keep" keeps the checkpoint's sign, "flip" reverses it.
+    charge_sign : the energy is even in the charges, so their overall sign is free. "auto" gives the most
+        electronegative element a negative mean charge on a check structure, "keep" keeps the checkpoint's sign,
+        "flip" reverses it.
     head : which head of a multi-head model.
     short_range : accept a checkpoint without latent charges and export it as a short-range potential.
 
@@ -156,17 +159,17 @@ def _reference(model: TrainedModel, atoms: ase.Atoms) -> _Reference:
     return _Reference(result.energy, result.long_range_energy, result.forces, result.charges, strain_derivative)
 
 
-def _strain_derivative(model: TrainedModel, atoms: ase.Atoms, step: float = 2e-4) -> np.ndarray:
-    """dE/dε [3, 3] in eV of the original by central differences of fourth order."""
+def _strain_derivative(model: TrainedModel, atoms: ase.Atoms, step: float = 1e-4) -> np.ndarray:
+    """dE/dε [3, 3] in eV of the original by central differences."""
     derivative = np.zeros((3, 3))
     for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
-        for multiple, weight in ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12)):
+        for sign in (-1.0, 1.0):
             deformation = np.eye(3)
-            deformation[a, b] += 0.5 * multiple * step
-            deformation[b, a] += 0.5 * multiple * step
+            deformation[a, b] += 0.5 * sign * step
+            deformation[b, a] += 0.5 * sign * step
             strained = atoms.copy()
             strained.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
-            derivative[a, b] += weight * model.original(strained).energy / step
+            derivative[a, b] += sign * model.original(strained).energy / (2.0 * step)
         derivative[b, a] = derivative[a, b]
     return derivative
 
@@ -182,7 +185,7 @@ def _charge_sign(
     name = "water" if "water" in structures else "packed crystal"
     symbols = np.array(structures[name].get_chemical_symbols())
     charges = references[name].charges.sum(1)
-    means = {symbol: float(charges[symbols == symbol].mean()) for symbol in sorted(set(symbols))}
+    means = {symbol: float(charges[symbols == symbol].mean()) for symbol in sorted(set(symbols.tolist()))}
     sign = -1.0 if choice == "flip" else 1.0
     if choice == "auto":
         known = [symbol for symbol in means if symbol in _ELECTRONEGATIVITY]

@@ -99,8 +99,8 @@ def read_metadata(path: str | Path) -> dict:
         raise ModelFileError(f"{path}: its metadata cannot be read ({error!r}); export the checkpoint again") from error
     if version > FORMAT_VERSION:
         raise ModelFileError(
-            f"{path} is in format {version}, this les_md reads formats up to {FORMAT_VERSION}: update les_md, or export "
-            "the checkpoint again with this version"
+            f"{path} is in format {version}, this les_md reads formats up to {FORMAT_VERSION}: update les_md, or "
+            "export the checkpoint again with this version"
         )
     missing = {"elements", "cutoff", "num_layers", "long_range"} - set(metadata)
     if missing:

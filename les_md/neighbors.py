@@ -9,8 +9,8 @@ import vesin
 class NeighborList:
     """All directed pairs closer than ``cutoff``, periodic images and an atom's own images included.
 
-    Pairs are searched out to ``cutoff + skin`` and searched again only when a pair may have come closer than the cutoff unseen;
-    pairs beyond the cutoff are part of the result and contribute nothing to a potential.
+    Pairs are searched out to ``cutoff + skin`` and searched again only when a pair may have come closer than the
+    cutoff unseen; pairs beyond the cutoff are part of the result and contribute nothing to a potential.
 
     Parameters: ``cutoff`` and ``skin`` in Å.
     """
@@ -55,8 +55,9 @@ class NeighborList:
             if np.linalg.det(self._cell) == 0.0:
                 return True
             deformation = np.linalg.solve(self._cell, cell)
-        # An unlisted pair was at least cutoff + skin apart. The deformation shortens that by at most its smallest singular
-        # value, and the motion of the two atoms relative to the deformed old positions by at most twice the largest one.
+        # An unlisted pair was at least cutoff + skin apart. The deformation shortens that by at most its smallest
+        # singular value, and the motion of the two atoms relative to the deformed old positions by at most twice the
+        # largest one.
         motion = positions - self._positions @ deformation
         largest = np.sqrt((motion**2).sum(1).max(initial=0.0))
         shortest = np.linalg.svd(deformation, compute_uv=False).min() * (self.cutoff + self.skin)

@@ -1,7 +1,8 @@
 """The exported module: one TorchScript file that holds all physics of a model.
 
-Engines hand over neighbours and box, call ``short_range``, ``spread``, ``solve``, ``gather``, pull the potential back through the
-network, and put energy, forces, virial and charges where they belong. ``forward`` does exactly this for one process.
+Engines hand over neighbours and box, call ``short_range``, ``spread``, ``solve``, ``gather``, pull the potential back
+through the network, and put energy, forces, virial and charges where they belong. ``forward`` does exactly this for
+one process.
 
 The split rule: with φ = ∂E_lr/∂q, one vector–Jacobian product of (energy, charge) with the cotangents (1, φ) gives the
 derivative of the whole energy with respect to the edge vectors; the long-range part adds its explicit forces and strain
@@ -132,12 +133,14 @@ class LESPotential(torch.nn.Module):
         isolated = self.long_range.is_isolated(cell)
         remove_mean = self.long_range.remove_mean
         weights = polarisation_cotangents(positions, cell, isolated, remove_mean)
-        pulled_back = torch.zeros([weights.size(0), positions.size(0), 3], dtype=positions.dtype, device=positions.device)
+        pulled_back = torch.zeros(
+            [weights.size(0), positions.size(0), 3], dtype=positions.dtype, device=positions.device
+        )
         for direction in range(weights.size(0)):
             cotangent = weights[direction][:, None].expand_as(charge).contiguous()
             gradient = self._pull_back(vectors, energy, charge, torch.zeros_like(energy), cotangent)
-            pulled_back[direction] = pulled_back[direction].index_add(0, edge_index[1], gradient).index_add(
-                0, edge_index[0], -gradient
+            pulled_back[direction] = (
+                pulled_back[direction].index_add(0, edge_index[1], gradient).index_add(0, edge_index[0], -gradient)
             )
         return born_effective_charges(
             charge.detach(), pulled_back, positions, cell, isolated, remove_mean, self.long_range.epsilon_factor

@@ -78,8 +78,12 @@ def test_supercell(model):
     single.calc, double.calc = LESCalculator(model), LESCalculator(model)
     # The set of wave vectors of the doubled cell holds that of the single one, and nothing else has a structure factor.
     single.get_potential_energy(), double.get_potential_energy()
-    assert double.calc.results["short_range_energy"] == pytest.approx(2 * single.calc.results["short_range_energy"], rel=1e-12)
-    np.testing.assert_allclose(double.calc.results["charges"][:24], single.calc.results["charges"], rtol=1e-9, atol=1e-12)
+    assert double.calc.results["short_range_energy"] == pytest.approx(
+        2 * single.calc.results["short_range_energy"], rel=1e-12
+    )
+    np.testing.assert_allclose(
+        double.calc.results["charges"][:24], single.calc.results["charges"], rtol=1e-9, atol=1e-12
+    )
 
 
 def test_wrapping_images_and_order_do_not_matter(model):

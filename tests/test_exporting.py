@@ -22,8 +22,8 @@ from les_md.model_file import ModelFileError, read_metadata, write
 def write_checkpoint(path, *, charges=1, reference_energies=(-13.6, -2041.8), seed=0, charge_bias=0.0, **changes):
     """A small native checkpoint with random weights."""
     torch.manual_seed(seed)
-    sizes = dict(atomic_numbers=(1, 8), cutoff=3.0, num_embedding=2, max_l=2, num_radial=4, hidden=(8,), repulsion=True)
-    configuration = CACEConfiguration(**{**sizes, "num_charges": charges, **changes})
+    sizes = {"atomic_numbers": (1, 8), "cutoff": 3.0, "num_embedding": 2, "max_l": 2, "num_radial": 4, "hidden": (8,)}
+    configuration = CACEConfiguration(**{**sizes, "repulsion": True, "num_charges": charges, **changes})
     network = CACENetwork(configuration)
     with torch.no_grad():
         for parameter in network.charge_readout.parameters():
@@ -126,7 +126,7 @@ def test_charge_sign(tmp_path):
 
 def test_short_range_must_be_asked_for(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "short.pth", charges=0)
-    with pytest.raises(NoLatentChargesError, match="no latent charges.*--short-range"):
+    with pytest.raises(NoLatentChargesError, match=r"no latent charges.*--short-range"):
         export(checkpoint, tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
     report = export(checkpoint, tmp_path / "out.pt", short_range=True, dtype="float64")
@@ -154,13 +154,13 @@ def test_self_check_finds_a_wrong_model(checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(latent_ewald, "reciprocal_energy", wrong)
     monkeypatch.setattr(torch.jit, "script", lambda module: module)
-    with pytest.raises(ExportError, match="does not reproduce the original.*\n.*stress on"):
+    with pytest.raises(ExportError, match=r"does not reproduce the original.*\n.*stress on"):
         export(checkpoint, tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
 
 
 def test_check_structures_hold_every_element():
-    for elements in (["O"], ["H", "O"], ["O", "Mg", "Al", "Au"], "H C N O F P S Cl Br I".split()):
+    for elements in (["O"], ["H", "O"], ["O", "Mg", "Al", "Au"], ["H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I"]):
         structures = check_structures(elements, 2.0)
         assert set(structures["packed crystal"].get_chemical_symbols()) == set(elements)
         distances = structures["packed crystal"].get_all_distances(mic=True)
@@ -214,11 +214,11 @@ class TestModelFile:
 
     def test_text(self, tmp_path):
         (tmp_path / "model.pt").write_text("not a model")
-        with pytest.raises(ModelFileError, match="truncated or no model file.*les-export"):
+        with pytest.raises(ModelFileError, match=r"truncated or no model file.*les-export"):
             load(tmp_path / "model.pt")
 
     def test_checkpoint_instead_of_exported_file(self, checkpoint):
-        with pytest.raises(ModelFileError, match="a checkpoint, not an exported model.*les-export"):
+        with pytest.raises(ModelFileError, match=r"a checkpoint, not an exported model.*les-export"):
             load(checkpoint)
 
     def test_pickle_is_not_run(self, tmp_path):

@@ -36,9 +36,7 @@ def test_against_enumeration(name):
     positions = generator.uniform(-0.4, 1.4, (6, 3)) @ box
     index, vectors = NeighborList(3.5, skin=0.4).compute(positions, cell, np.array(periodic))
     close = np.linalg.norm(vectors, axis=1) < 3.5
-    ours = sorted(
-        (int(i), int(j), *np.round(v, 8)) for i, j, v in zip(*index[:, close], vectors[close], strict=True)
-    )
+    ours = sorted((int(i), int(j), *np.round(v, 8)) for i, j, v in zip(*index[:, close], vectors[close], strict=True))
     assert ours == enumerate_pairs(positions, cell, periodic, 3.5)
 
 
@@ -54,7 +52,7 @@ def test_no_pair_is_missed_while_the_list_is_reused():
         cell = cell @ deformation
         positions = positions @ deformation + 0.03 * generator.normal(size=positions.shape)
         index, vectors = neighbors.compute(positions, cell, periodic)
-        fresh_index, fresh_vectors = NeighborList(3.0, skin=0.0).compute(positions, cell, periodic)
+        _, fresh_vectors = NeighborList(3.0, skin=0.0).compute(positions, cell, periodic)
         close = np.linalg.norm(vectors, axis=1) < 3.0
         assert close.sum() == len(fresh_vectors), f"step {step}"
         np.testing.assert_allclose(
@@ -69,7 +67,10 @@ def test_search_again_when_the_system_changes():
     positions, cell = np.zeros((1, 3)), np.eye(3) * 2.5
     neighbors.compute(positions, cell, np.array([True, True, True]))
     assert neighbors.compute(positions, cell, np.array([False, False, False]))[1].shape == (0, 3)
-    assert neighbors.compute(np.zeros((2, 3)) + [[0], [1]], cell, np.array([False] * 3))[1].shape == (2, 3)
+    assert neighbors.compute(np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), cell, np.array([False] * 3))[1].shape == (
+        2,
+        3,
+    )
     assert neighbors.num_builds == 3
 
 

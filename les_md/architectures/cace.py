@@ -1,8 +1,9 @@
 """CACE and CACE-LES checkpoints: those of the ``cace`` package, and the native ones that les_md trains.
 
-Published files are pickles of whole ``cace`` modules; they are read as inert stand-ins, never by importing that package, and
-their weights are rearranged into ``CACENetwork``. The formulas and the file's attributes are those of Cheng, npj Comput.
-Mater. 10, 157 (2024); what a published file may contain but the published models do not use is refused by name.
+Published files are pickles of whole ``cace`` modules; they are read as inert stand-ins, never by importing that
+package, and their weights are rearranged into ``CACENetwork``. The formulas and the file's attributes are those of
+Cheng, npj Comput. Mater. 10, 157 (2024); what a published file may contain but the published models do not use is
+refused by name.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
     if options.norm_factor is not None:
         if long_range is None:
             raise ValueError("a short-range model has no long-range energy: --norm-factor does not apply")
-        notes.append(f"norm_factor set to {options.norm_factor:g} by the user, {long_range.norm_factor:g} in the checkpoint")
+        notes.append(
+            f"norm_factor set to {options.norm_factor:g} by the user, {long_range.norm_factor:g} in the checkpoint"
+        )
         long_range = LongRangeParameters(**{**long_range.to_dict(), "norm_factor": options.norm_factor})
     network = network.to(options.dtype).eval().requires_grad_(False)
     numbers = list(configuration.atomic_numbers)
@@ -128,7 +131,9 @@ def _published(model: StandIn) -> tuple[CACEConfiguration, CACENetwork, LongRang
         if not module.class_path.endswith(known):
             raise UnsupportedModelError(f"the output module {module.class_path} is not supported")
     if len(energies) != 1 or len(wrappers) > 1:
-        raise UnsupportedModelError(f"{len(energies)} energy and {len(wrappers)} charge readouts; one of each is supported")
+        raise UnsupportedModelError(
+            f"{len(energies)} energy and {len(wrappers)} charge readouts; one of each is supported"
+        )
     energy_readout = energies[0]
     _require_readout(energy_readout)
     _require_representation(representation)
@@ -210,8 +215,12 @@ def _require_readout(readout: StandIn) -> None:
 
 def _require_representation(representation: StandIn) -> None:
     _require(bool(representation.edge_coding.directed), "undirected edge coding")
-    _require(representation.cutoff_fn.class_path.endswith("PolynomialCutoff"), "a cutoff function that is not polynomial")
-    _require(representation.radial_basis.class_path.endswith("BesselRBF"), "radial functions that are not Bessel functions")
+    _require(
+        representation.cutoff_fn.class_path.endswith("PolynomialCutoff"), "a cutoff function that is not polynomial"
+    )
+    _require(
+        representation.radial_basis.class_path.endswith("BesselRBF"), "radial functions that are not Bessel functions"
+    )
     _require(not representation.get("keep_node_features_A", False), "the A-basis as features")
     _require(not representation.get("forward_features", []), "forwarded features")
     for slots in representation.message_passing_list:
@@ -229,7 +238,9 @@ def _long_range(les: StandIn) -> LongRangeParameters:
     for flag in ("use_epsilon_r_scaling", "use_fixed_atomic_charges", "use_atomic_alpha"):
         _require(not les.get(flag, False), f"the LES option {flag}")
     # Old pickles lack the flag; what counts is whether the charge readout is there.
-    _require(les.get("atomwise", None) is not None and les.atomwise.get("outnet", None) is not None, "no charge readout")
+    _require(
+        les.get("atomwise", None) is not None and les.atomwise.get("outnet", None) is not None, "no charge readout"
+    )
     _require(bool(les.atomwise.get("add_linear_nn", False)), "a charge readout without its linear part")
     ewald, bec = les.ewald, les.get("bec", None)
     return LongRangeParameters(

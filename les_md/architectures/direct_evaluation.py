@@ -1,4 +1,5 @@
-"""Evaluation of a network by automatic differentiation over positions: the reference for natively written architectures.
+"""Evaluation of a network by automatic differentiation over positions: the reference for natively written
+architectures.
 
 It shares the network with the exported file, but not the scripting, the precision, the split rule or the analytic
 long-range derivatives.
@@ -45,9 +46,7 @@ class DirectEvaluation:
         types = torch.tensor([self.types[int(z)] for z in atoms.numbers])
         index, vectors = NeighborList(self.cutoff, skin=0.0).compute(atoms.get_positions(), atoms.cell.array, atoms.pbc)
         edge_index = torch.from_numpy(index)
-        displacement = torch.from_numpy(
-            vectors - (atoms.get_positions()[index[1]] - atoms.get_positions()[index[0]])
-        )
+        displacement = torch.from_numpy(vectors - (atoms.get_positions()[index[1]] - atoms.get_positions()[index[0]]))
         edge_vectors = positions[edge_index[1]] - positions[edge_index[0]] + displacement
         energies, charges = self.network(edge_vectors, edge_index, types)
         energy = energies.sum() + self.reference_energies[types].sum()

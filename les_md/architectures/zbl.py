@@ -11,7 +11,6 @@ from ase.data import covalent_radii
 from torch import Tensor
 
 
-
 class ZBLRepulsion(torch.nn.Module):
     """Per-atom ZBL energy, taken smoothly to zero at the sum of the covalent radii of a pair.
 

@@ -181,6 +181,10 @@ def reciprocal_potential(
             sum3 = sum3 + (along3 * phase1_block).sum(1)
         potentials.append(torch.real(sum0))
         # ∂/∂s_a of Re[exp(−2πi n·s) F] is 2π n_a Im[exp(−2πi n·s) F].
-        gradient_fractional = (2.0 * math.pi) * torch.stack([torch.imag(sum1), torch.imag(sum2), torch.imag(sum3)], dim=1)
-        gradient = gradient + charges[:, channel, None] * torch.matmul(gradient_fractional, inverse_cell.transpose(0, 1))
+        gradient_fractional = (2.0 * math.pi) * torch.stack(
+            [torch.imag(sum1), torch.imag(sum2), torch.imag(sum3)], dim=1
+        )
+        gradient = gradient + charges[:, channel, None] * torch.matmul(
+            gradient_fractional, inverse_cell.transpose(0, 1)
+        )
     return torch.stack(potentials, dim=1), -gradient

@@ -109,7 +109,7 @@ def test_float32_agrees_to_rounding():
 
 
 def test_zbl_is_the_screened_nuclear_repulsion():
-    """Oxygen pair at 0.1 Å: Coulomb repulsion times the universal screening function, envelope 1 − 28x⁶ + 48x⁷ − 21x⁸."""
+    """Oxygen pair at 0.1 Å: Coulomb repulsion, universal screening function, envelope 1 − 28x⁶ + 48x⁷ − 21x⁸."""
     zbl = ZBLRepulsion([1, 8]).double()
     r = torch.tensor([0.1, 1.3, 1.5], dtype=torch.float64)
     types = torch.ones(3, dtype=torch.int64)

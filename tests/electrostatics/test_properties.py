@@ -1,4 +1,4 @@
-"""Properties that the electrostatics must have whatever the reference says: derivatives, invariances, analytic limits."""
+"""What the electrostatics must satisfy whatever the reference says: derivatives, invariances, analytic limits."""
 
 import math
 
@@ -181,7 +181,8 @@ def madelung_energy(positions: np.ndarray, charges: np.ndarray, cell: np.ndarray
 @pytest.mark.parametrize(
     ("lattice", "positions", "charges", "cell", "distance", "madelung"),
     [
-        # Madelung constants with respect to the nearest-neighbour distance (Borwein et al., J. Math. Phys. 26, 2999 (1985)).
+        # Madelung constants with respect to the nearest-neighbour distance (Borwein et al., J. Math. Phys. 26, 2999
+        # (1985)).
         (
             "rock salt",
             np.array([[0, 0, 0], [0.5, 0.5, 0.5]]),

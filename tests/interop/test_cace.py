@@ -1,4 +1,4 @@
-"""Published CACE-LES checkpoints against the results of their authors' code, and the network against worked examples."""
+"""Published CACE-LES checkpoints against their authors' results, and the network against worked examples."""
 
 import ase
 import numpy as np
@@ -25,9 +25,7 @@ def relative_error(value, reference) -> float:
 )
 @pytest.mark.parametrize("name", MODELS)
 def test_reference(shared, tmp_path, name, dtype, tolerance):
-    report = export(
-        shared / "models" / f"{name}.pth", tmp_path / "model.pt", dtype=dtype, charge_sign="keep"
-    )
+    report = export(shared / "models" / f"{name}.pth", tmp_path / "model.pt", dtype=dtype, charge_sign="keep")
     calculator = LESCalculator(report.path)
     reference = np.load(shared / "reference" / f"{name}.npz")
     frames = sorted({key.split("/")[0] for key in reference.files})

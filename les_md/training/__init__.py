@@ -1,0 +1,1 @@
+"""Training of native models on energies and forces."""

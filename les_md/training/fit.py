@@ -1,0 +1,223 @@
+"""Fit of a native network and its latent charges to energies and forces.
+
+Nothing but energies and forces is trained on: charges are what makes the long-range energy fit. Forces are
+derivatives of the total energy over positions, so that a step differentiates twice through network and electrostatics.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
+from les_md.electrostatics.latent_ewald import LatentEwald
+from les_md.electrostatics.parameters import LongRangeParameters
+from les_md.training.dataset import Frame, reference_energies
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how a model is trained.
+
+    Attributes
+    ----------
+    epochs : passes over the training frames, one frame a step.
+    learning_rate : rises over the first ``warmup_steps`` steps, then falls to zero as a cosine.
+    average : decay of the exponential average of the weights, per step; the average is what is kept.
+    energy_weight : w_E in the loss mean(ΔF²) + w_E (ΔE/N)², F in eV/Å and E in eV.
+    gradient_limit : the norm of the gradient is cut off here.
+    validate_every : epochs between two validations; the average with the lowest force error is kept.
+    seed : of the initial weights and of the order of frames.
+    """
+
+    epochs: int = 250
+    learning_rate: float = 0.01
+    warmup_steps: int = 100
+    average: float = 0.99
+    energy_weight: float = 1.0
+    gradient_limit: float = 0.1
+    validate_every: int = 5
+    seed: int = 0
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Root mean square errors: ``energy`` in meV/atom, ``forces`` in meV/Å."""
+
+    energy: float
+    forces: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained model.
+
+    Attributes: ``network`` float32; ``reference_energies`` [types] eV; ``history`` one dict per validation (epoch,
+    learning_rate, training_forces, validation_forces, validation_energy, seconds); ``best_epoch``; ``seconds``.
+    """
+
+    network: CACENetwork
+    reference_energies: Tensor
+    history: list[dict]
+    best_epoch: int
+    seconds: float
+
+
+class EnergyModel(torch.nn.Module):
+    """Total energy of a structure: network, reference energies and long-range energy."""
+
+    def __init__(
+        self, network: CACENetwork, reference_energies: Tensor, long_range: LongRangeParameters | None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("reference_energies", reference_energies)
+        self.long_range = None if long_range is None else LatentEwald(long_range)
+
+    def forward(self, frame: Frame, differentiable: bool) -> tuple[Tensor, Tensor]:
+        """Energy [] eV and forces [N, 3] eV/Å, float64; ``differentiable`` in the weights, if asked for."""
+        positions = frame.positions.clone().requires_grad_(True)
+        edge_index, offsets = frame.neighbours(self.network.cutoff)
+        vectors = positions[edge_index[1]] - positions[edge_index[0]] + offsets
+        energies, charges = self.network(vectors, edge_index, frame.types)
+        energy = (energies.double() + self.reference_energies[frame.types]).sum()
+        if self.long_range is not None:
+            energy = energy + self.long_range.energy(positions, charges.double(), frame.cell)
+        (gradient,) = torch.autograd.grad(energy, positions, create_graph=differentiable)
+        return energy, -gradient
+
+
+@torch.no_grad()
+def standardise_inputs(network: CACENetwork, frames: list[Frame]) -> None:
+    """Scale and shift the readouts' first layers so that they see features of zero mean and unit variance.
+
+    The forms of the function stay the same; only its initial weights change. Charges start small but not at zero,
+    which is a stationary point of the energy.
+    """
+    captured: list[Tensor] = []
+    hook = network.energy_readout.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0]))
+    for frame in frames:
+        edge_index, offsets = frame.neighbours(network.cutoff)
+        vectors = frame.positions[edge_index[1]] - frame.positions[edge_index[0]] + offsets
+        network(vectors, edge_index, frame.types)
+    hook.remove()
+    features = torch.cat(captured)
+    deviation = features.std(0) + 1e-3 * features.std()
+    mean = features.mean(0)
+    for readout, factor in ((network.energy_readout, 1.0), (network.charge_readout, 0.1)):
+        for layer in (*readout.hidden, readout.output, readout.linear):
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+        for layer in (readout.hidden[0], readout.linear):
+            layer.weight.div_(deviation)
+            layer.bias.sub_(layer.weight @ mean)
+        readout.linear.weight.mul_(0.1)
+        readout.linear.bias.mul_(0.1)
+
+
+def loss(model: EnergyModel, frame: Frame, energy_weight: float) -> tuple[Tensor, Tensor]:
+    """mean(ΔF²) + w_E (ΔE/N)², and its first term; eV and Å."""
+    energy, forces = model(frame, differentiable=True)
+    force_loss = (forces - frame.forces).square().mean()
+    energy_error = (energy - frame.energy) / frame.types.size(0)
+    return force_loss + energy_weight * energy_error.square(), force_loss.detach()
+
+
+def errors(model: EnergyModel, frames: list[Frame]) -> Errors:
+    """Root mean square errors over frames."""
+    energy_error, force_error, components = 0.0, 0.0, 0
+    for frame in frames:
+        energy, forces = model(frame, differentiable=False)
+        energy_error += float((energy.detach() - frame.energy) / frame.types.size(0)) ** 2
+        force_error += float((forces - frame.forces).square().sum())
+        components += forces.numel()
+    return Errors(1e3 * math.sqrt(energy_error / len(frames)), 1e3 * math.sqrt(force_error / components))
+
+
+def fit(
+    configuration: CACEConfiguration,
+    long_range: LongRangeParameters | None,
+    training: list[Frame],
+    validation: list[Frame],
+    schedule: Schedule,
+    report: Callable[[dict], None] | None = None,
+) -> Fit:
+    """Train a model; return the averaged weights with the lowest force error on the validation frames.
+
+    Parameters: ``report`` is called with each line of the history.
+
+    Raises
+    ------
+    ValueError : charges without long-range parameters or the reverse, or no frames.
+    FloatingPointError : the loss is not finite.
+    """
+    if (long_range is None) != (configuration.num_charges == 0):
+        raise ValueError("a model has long-range parameters if and only if it has charges")
+    if not training or not validation:
+        raise ValueError("training needs at least one training frame and one validation frame")
+    start = time.perf_counter()
+    torch.manual_seed(schedule.seed)
+    generator = torch.Generator().manual_seed(schedule.seed)
+    network = CACENetwork(configuration).float()
+    standardise_inputs(network, training[:1])
+    energies = reference_energies(training, len(configuration.atomic_numbers))
+    model = EnergyModel(network, energies, long_range)
+    average = copy.deepcopy(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=schedule.learning_rate, amsgrad=True)
+    total_steps = schedule.epochs * len(training)
+
+    history: list[dict] = []
+    best = (math.inf, 0, copy.deepcopy(average.network))
+    step = 0
+    for epoch in range(1, schedule.epochs + 1):
+        force_loss = 0.0
+        for index in torch.randperm(len(training), generator=generator).tolist():
+            rate = schedule.learning_rate * min(1.0, (step + 1) / schedule.warmup_steps)
+            rate *= 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            value, of_forces = loss(model, training[index], schedule.energy_weight)
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
+            optimizer.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, schedule.gradient_limit)
+            optimizer.step()
+            force_loss += float(of_forces)
+            step += 1
+            # A short memory at first, so that the initial weights are soon forgotten.
+            decay = min(schedule.average, step / (step + 10.0))
+            with torch.no_grad():
+                for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+                    slow.lerp_(fast, 1.0 - decay)
+        if epoch % schedule.validate_every and epoch != schedule.epochs:
+            continue
+        measured = errors(average, validation)
+        history.append(
+            {
+                "epoch": epoch,
+                "learning_rate": rate,
+                "training_forces": 1e3 * math.sqrt(force_loss / len(training)),
+                "validation_forces": measured.forces,
+                "validation_energy": measured.energy,
+                "seconds": round(time.perf_counter() - start, 1),
+            }
+        )
+        if report is not None:
+            report(history[-1])
+        if measured.forces < best[0]:
+            best = (measured.forces, epoch, copy.deepcopy(average.network))
+    return Fit(best[2], energies, history, best[1], time.perf_counter() - start)

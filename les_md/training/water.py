@@ -1,0 +1,107 @@
+"""Trains the bundled water model: ``python -m les_md.training.water --data water_rpbe_d3.xyz --out DIR``.
+
+The 40 frames of 64 molecules come from six separate trajectories, whose own frames may differ by as little as 0.1 Å per
+atom. The split below follows the trajectories: test frames belong to two trajectories of which training and the choice
+of the model see nothing. ``--short-range`` trains the twin without charges, everything else being equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from les_md.architectures.cace import native_checkpoint
+from les_md.architectures.cace_network import CACEConfiguration
+from les_md.electrostatics.parameters import LongRangeParameters
+from les_md.training.allocator import keep_freed_memory
+from les_md.training.dataset import Frame, read_frames
+from les_md.training.fit import EnergyModel, Schedule, errors, fit
+
+#: Frames that neither training nor the choice of the model sees: two whole trajectories.
+TEST = (5, 15, 16, 22, 28)
+#: Frames on which the best epoch is chosen: one whole trajectory, and the most distant frame of another.
+VALIDATION = (2, 23, 39)
+
+CONFIGURATION = CACEConfiguration(atomic_numbers=(1, 8), cutoff=4.5, num_embedding=2, max_l=3, max_nu=3, repulsion=True)
+LONG_RANGE = LongRangeParameters()
+SCHEDULE = Schedule()
+
+
+def split(frames: list[Frame]) -> dict[str, list[int]]:
+    """Indices of the training, validation and test frames."""
+    if len(frames) != 40:
+        raise ValueError(f"the split belongs to the 40 frames of water_rpbe_d3.xyz; this file holds {len(frames)}")
+    training = [i for i in range(len(frames)) if i not in TEST and i not in VALIDATION]
+    return {"train": training, "validation": list(VALIDATION), "test": list(TEST)}
+
+
+def train(data: Path, out: Path, short_range: bool, schedule: Schedule) -> Path:
+    """Train one model and write checkpoint and history to ``out``; return the checkpoint's path."""
+    long_range = None if short_range else LONG_RANGE
+    configuration = replace(CONFIGURATION, num_charges=0 if short_range else 1)
+    frames = read_frames(data, configuration.atomic_numbers)
+    indices = split(frames)
+    parts = {name: [frames[i] for i in chosen] for name, chosen in indices.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=schedule.epochs, unit="epoch") as bar:
+
+        def report(line: dict) -> None:
+            bar.update(line["epoch"] - bar.n)
+            bar.set_postfix_str(f"{line['training_forces']:.1f}, validation {line['validation_forces']:.1f} meV/Å")
+
+        result = fit(configuration, long_range, parts["train"], parts["validation"], schedule, report)
+    model = EnergyModel(result.network, result.reference_energies, long_range)
+    measured = {name: errors(model, part) for name, part in parts.items()}
+    metadata = {
+        "data": data.name,
+        "split": indices,
+        "schedule": schedule.to_dict(),
+        "best_epoch": result.best_epoch,
+        "seconds": round(result.seconds),
+        "errors": {name: error.to_dict() for name, error in measured.items()},
+        "error_units": {"energy": "RMSE, meV/atom", "forces": "RMSE, meV/Å"},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+        "threads": torch.get_num_threads(),
+        "date": datetime.date.today().isoformat(),
+    }
+    path = out / ("water_rpbe_d3_short_range.pth" if short_range else "water_rpbe_d3.pth")
+    partial = path.with_name(path.name + ".part")
+    torch.save(
+        native_checkpoint(result.network, configuration, result.reference_energies, long_range, metadata), partial
+    )
+    os.replace(partial, path)
+    with open(path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(result.history[0]))
+        writer.writeheader()
+        writer.writerows(result.history)
+    for name, error in measured.items():
+        print(f"{name:10s} {error.forces:6.2f} meV/Å  {error.energy:6.3f} meV/atom  ({len(parts[name])} frames)")
+    print(f"wrote {path} ({path.stat().st_size} bytes, epoch {result.best_epoch}, {result.seconds:.0f} s)")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the bundled water model.")
+    parser.add_argument("--data", type=Path, required=True, help="water_rpbe_d3.xyz: energies in eV, forces in eV/Å")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and history")
+    parser.add_argument("--short-range", action="store_true", help="train the twin without latent charges")
+    parser.add_argument("--epochs", type=int, default=SCHEDULE.epochs)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (results vary with it by rounding)")
+    arguments = parser.parse_args()
+    if arguments.epochs < 1:
+        parser.error("--epochs must be at least 1")
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+    train(arguments.data, arguments.out, arguments.short_range, replace(SCHEDULE, epochs=arguments.epochs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,484 @@
+"""Reading checkpoints: published ones load, hostile ones are refused by name and leave no trace."""
+
+from __future__ import annotations
+
+import collections
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from les_md.checkpoint import CheckpointError, StandIn, UnsafeCheckpointError, read_checkpoint
+
+
+def write_archive(path: Path, data: bytes, storages: dict[str, bytes] | None = None) -> Path:
+    """A file as torch.save writes it, with any pickle inside."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/byteorder", b"little")
+        archive.writestr("archive/version", b"3\n")
+        for key, content in (storages or {}).items():
+            archive.writestr(f"archive/data/{key}", content)
+    return path
+
+
+def save(path: Path, contents: object) -> Path:
+    torch.save(contents, path)
+    return path
+
+
+# ---- hand-written pickles
+
+
+def text(value: str) -> bytes:
+    encoded = value.encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def name(path: str) -> bytes:
+    """GLOBAL, which cannot hold dotted names."""
+    module, _, attribute = path.rpartition(".")
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def stack_name(module: str, attribute: str) -> bytes:
+    """STACK_GLOBAL, which can."""
+    return text(module) + text(attribute) + b"\x93"
+
+
+def call(function: bytes, *arguments: bytes) -> bytes:
+    return function + b"(" + b"".join(arguments) + b"tR"
+
+
+def program(body: bytes, protocol: int = 4) -> bytes:
+    return b"\x80" + bytes([protocol]) + body + b"."
+
+
+def touch(marker: Path) -> bytes:
+    return text(f"touch {marker}")
+
+
+def python(marker: Path) -> bytes:
+    return text(f"open({str(marker)!r}, 'w')")
+
+
+LINEAR = name("torch.nn.modules.linear.Linear")
+GETATTR = name("__builtin__.getattr")
+
+#: What a pickle asks for, and the pickle.
+HOSTILE = [
+    ("os.system", lambda m: call(name("os.system"), touch(m))),
+    ("posix.system", lambda m: call(name("posix.system"), touch(m))),
+    ("subprocess.getoutput", lambda m: call(name("subprocess.getoutput"), touch(m))),
+    ("builtins.eval", lambda m: call(name("builtins.eval"), python(m))),
+    ("builtins.eval", lambda m: call(name("__builtin__.eval"), python(m))),
+    ("builtins.exec", lambda m: call(name("builtins.exec"), python(m))),
+    ("builtins.__import__", lambda m: call(name("builtins.__import__"), text("os"))),
+    ("importlib.import_module", lambda m: call(name("importlib.import_module"), text("os"))),
+    ("runpy.run_path", lambda m: call(name("runpy.run_path"), text(str(m)))),
+    ("builtins.open", lambda m: call(name("builtins.open"), text(str(m)), text("w"))),
+    ("io.open", lambda m: call(name("io.open"), text(str(m)), text("w"))),
+    ("numpy.load", lambda m: call(name("numpy.load"), text(str(m)))),
+    ("pickle.loads", lambda m: call(name("pickle.loads"), text("x"))),
+    ("functools.partial", lambda m: call(name("functools.partial"), name("os.system"), touch(m))),
+    ("operator.attrgetter", lambda m: call(name("operator.attrgetter"), text("x"))),
+    ("operator.methodcaller", lambda m: call(name("operator.methodcaller"), text("x"))),
+    ("codecs.decode", lambda m: call(name("codecs.decode"), text("x"), text("hex"))),
+    ("torch.load", lambda m: call(name("torch.load"), text(str(m)))),
+    ("torch.hub.load", lambda m: call(name("torch.hub.load"), text(str(m)))),
+    ("torch.hub.load", lambda m: call(stack_name("torch", "hub.load"), text(str(m)))),
+    ("torch.jit.load", lambda m: call(name("torch.jit.load"), text(str(m)))),
+    ("torch.from_file", lambda m: call(name("torch.from_file"), text(str(m)), b"\x88", b"K\x10")),
+    ("torch.save", lambda m: call(name("torch.save"), b"N", text(str(m)))),
+    ("torch.storage._load_from_bytes", lambda m: call(name("torch.storage._load_from_bytes"), text("x"))),
+    ("torch._utils._rebuild_wrapper_subclass", lambda m: call(name("torch._utils._rebuild_wrapper_subclass"))),
+    ("torch._utils._import_dotted_name", lambda m: call(name("torch._utils._import_dotted_name"), text("os.system"))),
+    ("torch._tensor._rebuild_from_type_v2", lambda m: call(name("torch._tensor._rebuild_from_type_v2"))),
+    ("torch.utils.data.DataLoader", lambda m: name("torch.utils.data.DataLoader")),
+    ("torch.nn.modules.container.operator.add", lambda m: stack_name("torch.nn.modules.container", "operator.add")),
+    ("torch.nn.modules.container.OrderedDict", lambda m: name("torch.nn.modules.container.OrderedDict")),
+    ("torch.nn.modules.linear.torch", lambda m: name("torch.nn.modules.linear.torch")),
+    ("torch.nn.parallel.DataParallel", lambda m: name("torch.nn.parallel.DataParallel")),
+    ("foo.bar", lambda m: call(name("foo.bar"))),
+    ("foo.bar.Baz", lambda m: name("foo.bar.Baz") + b")\x81"),
+    ("cacexyz.Model", lambda m: name("cacexyz.Model") + b")\x81"),
+    # The same through other instructions.
+    ("os.system", lambda m: b"(" + touch(m) + b"ios\nsystem\n"),
+    ("os.system", lambda m: b"(" + name("os.system") + touch(m) + b"o"),
+    ("os.system", lambda m: stack_name("os", "system") + b"(" + touch(m) + b"t\x81"),
+    ("subprocess.Popen", lambda m: name("subprocess.Popen") + b"(" + touch(m) + b"t\x81"),
+    ("subprocess.Popen", lambda m: name("subprocess.Popen") + b"(" + touch(m) + b"t}\x92"),
+    # A hostile call inside a harmless one, inside a state, as a key, as the id of a storage.
+    ("os.system", lambda m: call(name("collections.OrderedDict"), call(name("os.system"), touch(m)))),
+    ("os.system", lambda m: LINEAR + b")\x81}" + text("x") + call(name("os.system"), touch(m)) + b"sb"),
+    ("os.system", lambda m: b"}" + call(name("os.system"), touch(m)) + b"Ns"),
+    ("os.system", lambda m: call(name("os.system"), touch(m)) + b"Q"),
+    # Classes and values that may be stored are not to be called.
+    ("torch.nn.modules.linear.Linear", lambda m: call(LINEAR, b"K\x02", b"K\x02")),
+    ("torch.nn.modules.linear.Linear", lambda m: b"(K\x02K\x02itorch.nn.modules.linear\nLinear\n"),
+    ("torch.nn.modules.linear.Linear", lambda m: LINEAR + b"(K\x02K\x02t\x81"),
+    ("torch.nn.functional.silu", lambda m: call(name("torch.nn.functional.silu"), b"K\x02")),
+    ("builtins.str", lambda m: call(name("builtins.str"), b"K\x02")),
+    ("builtins.type", lambda m: call(name("builtins.type"), text("X"), b")", b"}")),
+    ("les.les.Les", lambda m: call(name("les.les.Les"), b"K\x02")),
+    # What getattr would have fetched is never there to be called.
+    ("getattr", lambda m: call(call(GETATTR, LINEAR, text("__init__")), b"N")),
+    ("getattr", lambda m: call(call(GETATTR, name("torch._C._VariableFunctionsClass"), text("from_file")), b"N")),
+    # State of things other than modules.
+    ("builtins.type", lambda m: name("builtins.str") + b"}" + text("x") + b"Nsb"),
+    ("builtins.function", lambda m: name("torch.nn.functional.silu") + b"}" + text("__code__") + b"Nsb"),
+    ("builtins.list", lambda m: b"]}" + text("x") + b"Nsb"),
+    # Items of things other than containers.
+    ("torch.nn.modules.container.ModuleList", lambda m: name("torch.nn.modules.container.ModuleList") + b")\x81Na"),
+    ("torch.nn.modules.linear.Linear", lambda m: LINEAR + b")\x81" + text("x") + b"Ns"),
+    ("encoding", lambda m: call(name("_codecs.encode"), text("x"), text("rot13"))),
+    ("instructions", lambda m: b"\x82\x01"),
+    ("instructions", lambda m: b"P0\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(("asked", "body"), HOSTILE, ids=[f"{i}-{case[0]}" for i, case in enumerate(HOSTILE)])
+def test_hostile_pickles_are_refused_by_name(asked, body, protocol, tmp_path):
+    marker = tmp_path / "marker"
+    path = write_archive(tmp_path / "model.pth", program(body(marker), protocol))
+    with pytest.raises(UnsafeCheckpointError) as refusal:
+        read_checkpoint(path)
+    assert asked in str(refusal.value)
+    assert "nothing was run" in str(refusal.value)
+    assert str(path) in str(refusal.value)
+    assert not marker.exists()
+
+
+class Reduces:
+    """Pickles as a call."""
+
+    def __init__(self, *call: object) -> None:
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], tuple(self.call[1:])
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_protocol_of_pickle(protocol, tmp_path):
+    marker = tmp_path / "marker"
+    data = pickle.dumps({"weights": [1, Reduces(os.system, f"touch {marker}")]}, protocol)
+    with pytest.raises(UnsafeCheckpointError, match=r"posix\.system"):
+        read_checkpoint(write_archive(tmp_path / "model.pth", data))
+    assert not marker.exists()
+
+
+def test_hostile_file_made_by_torch_save(tmp_path):
+    marker = tmp_path / "marker"
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model.hook = Reduces(eval, f"open({str(marker)!r}, 'w')")
+    with pytest.raises(UnsafeCheckpointError, match=r"builtins\.eval"):
+        read_checkpoint(save(tmp_path / "model.pth", model))
+    assert not marker.exists()
+
+
+def test_source_of_graph_modules_is_not_run(tmp_path):
+    marker = tmp_path / "marker"
+    source = f"open({str(marker)!r}, 'w')\ndef forward(self, x):\n    return x\n"
+    body = call(name("torch.fx.graph_module.reduce_graph_module"), b"}" + text("_code") + text(source) + b"s", text(""))
+    read = read_checkpoint(write_archive(tmp_path / "model.pth", program(body)))
+    assert isinstance(read, StandIn)
+    assert not marker.exists()
+
+
+class WritesWhenLoaded(torch.nn.Module):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+        self.data = torch.zeros(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path = state[0]
+        self.training = state[1]
+        self.data = torch.from_file(state[0], True, 4)
+
+
+def test_torchscript_inside_a_checkpoint_is_not_loaded(tmp_path):
+    pytest.importorskip("mace", reason="mace-torch is not installed")
+    marker = tmp_path / "marker"
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(WritesWhenLoaded(str(marker))), buffer)
+    stored = {"__codegen__": {"_compiled_main": buffer.getvalue()}, "weight_numel": 4}
+    body = name("e3nn.o3._linear.Linear") + b")\x81" + pickle.dumps(stored, 2)[2:-1] + b"b"
+    read = read_checkpoint(write_archive(tmp_path / "model.pth", program(body)))
+    assert type(read).__module__ == "e3nn.o3._linear"
+    assert read.weight_numel == 4
+    assert "_compiled_main" not in read._modules
+    assert not marker.exists()
+    buffer.seek(0)
+    torch.jit.load(buffer)
+    assert marker.exists(), "the test file was harmless after all"
+
+
+def test_stand_ins_are_used_even_if_the_package_is_installed(tmp_path, monkeypatch):
+    (tmp_path / "les").mkdir()
+    (tmp_path / "les" / "__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    body = name("les.les.Les") + b")\x81}" + text("sigma") + b"G" + struct.pack(">d", 1.5) + b"sb"
+    read = read_checkpoint(write_archive(tmp_path / "model.pth", program(body)))
+    assert (read.class_path, read.sigma, read.get("dl"), read.get("dl", 2.0)) == ("les.les.Les", 1.5, None, 2.0)
+    assert "les" not in sys.modules
+
+
+# ---- memory
+
+
+def tensor_program(offset=0, size=(2,), stride=(1,), numel=2, kind="FloatStorage") -> bytes:
+    def numbers(values):
+        return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
+
+    storage = b"(" + text("storage") + name(f"torch.{kind}") + text("0") + text("cpu") + numbers([numel])[1:-1] + b"tQ"
+    return call(
+        name("torch._utils._rebuild_tensor_v2"),
+        storage,
+        numbers([offset])[1:-1],
+        numbers(size),
+        numbers(stride),
+        b"\x89",
+        call(name("collections.OrderedDict")),
+    )
+
+
+def test_tensor(tmp_path):
+    content = struct.pack("<2f", 1.0, 2.0)
+    path = write_archive(tmp_path / "model.pth", program(tensor_program()), {"0": content})
+    assert read_checkpoint(path).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"size": (3,)}, {"offset": 1}, {"stride": (2,)}, {"offset": -1}, {"size": (-2,)}, {"numel": 3}, {"numel": 1},
+     {"numel": 1 << 30}, {"kind": "DoubleStorage"}, {"size": (1 << 30, 1 << 30), "stride": (1, 0)}],
+)  # fmt: skip
+def test_tensors_beyond_their_storage_are_refused(changes, tmp_path):
+    content = struct.pack("<2f", 1.0, 2.0)
+    path = write_archive(tmp_path / "model.pth", program(tensor_program(**changes)), {"0": content})
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+
+
+def test_numpy_types_cannot_turn_bytes_into_pointers(tmp_path):
+    dtype = call(name("numpy.dtype"), text("O8"), b"\x89", b"\x88")
+    # Without the flags of an object type, numpy would take bytes for the array's content.
+    state = b"(K\x03" + text("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"
+    array = call(name("numpy.core.multiarray._reconstruct"), name("numpy.ndarray"), b"(K\x00t", b"C\x01b")
+    body = array + b"(K\x01(K\x01t" + dtype + state + b"b\x89C\x08AAAAAAAAtb"
+    with pytest.raises(CheckpointError, match="length of its shape"):
+        read_checkpoint(write_archive(tmp_path / "model.pth", program(body)))
+
+
+# ---- honest files
+
+
+def test_protection_of_torch_stays_on(shared):
+    """MACE switches it off for the whole process when it is imported."""
+    script = (
+        "import os, sys; from les_md.checkpoint import read_checkpoint; read_checkpoint(sys.argv[1]); "
+        "assert 'mace' in sys.modules and 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ"
+    )
+    pytest.importorskip("mace", reason="mace-torch is not installed")
+    environment = {key: value for key, value in os.environ.items() if key != "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"}
+    path = shared / "models" / "maceles_water_nl1_l0.model"
+    subprocess.run([sys.executable, "-c", script, path], check=True, env=environment)
+
+
+def test_published_checkpoints_load(shared):
+    paths = sorted((shared / "models").iterdir())
+    assert len(paths) >= 6
+    for path in paths:
+        if path.suffix == ".model":
+            pytest.importorskip("mace", reason="mace-torch is not installed")
+        contents = read_checkpoint(path)
+        if path.name.startswith("cace"):
+            assert contents.class_path == "cace.models.atomistic.NeuralNetworkPotential"
+            weights = contents.tensor("representation.radial_transform.weights.0")
+            assert weights.shape[:2] == (6, 12)
+            assert not weights.requires_grad
+            assert contents.submodule("output_modules.0.les.ewald").norm_factor == 90.0474
+            assert "representation.node_embedding_sender.embedding_weights" in contents.state_dict()
+            with pytest.raises(AttributeError, match=r"radial_transform\.nothing"):
+                contents.tensor("representation.radial_transform.nothing")
+        elif path.name.startswith("mace"):
+            assert type(contents).__name__ == "MACELES"
+            assert contents.les.ewald.class_path == "les.module.ewald.Ewald"
+        else:
+            assert isinstance(contents, dict)
+            assert "hyper_parameters" in contents
+
+
+def test_plain_contents(tmp_path):
+    shared_tensor = torch.arange(6.0).reshape(2, 3)
+    contents = {
+        "tensors": [shared_tensor, shared_tensor.T, torch.tensor(3), torch.empty(0, 4), torch.tensor([True])],
+        "parameter": torch.nn.Parameter(torch.ones(2, dtype=torch.float64)),
+        "numbers": (1, 2.5, 1 + 2j, None, True, 2**100),
+        "containers": [{1, 2}, frozenset({3}), collections.OrderedDict(a=1), b"bytes", bytearray(b"array"), range(3)],
+        "numpy": [np.float64(1.5), np.int32(4), np.arange(4.0).reshape(2, 2), np.array(["a", None], dtype=object)],
+        "types": [torch.float32, torch.device("cuda", 1), torch.Size([2, 3]), float],
+        "functions": [torch.nn.functional.silu, torch.tanh, torch.nn.functional.softplus],
+    }
+    read = read_checkpoint(save(tmp_path / "contents.pth", contents))
+    for key in ("numbers", "containers", "types", "functions"):
+        assert read[key] == contents[key]
+    for got, want in zip(read["tensors"], contents["tensors"], strict=True):
+        assert torch.equal(got, want)
+        assert got.dtype == want.dtype
+    read["tensors"][0][0, 1] = 7.0
+    assert read["tensors"][1][1, 0] == 7.0
+    assert isinstance(read["parameter"], torch.nn.Parameter)
+    assert read["parameter"].requires_grad
+    for got, want in zip(read["numpy"], contents["numpy"], strict=True):
+        np.testing.assert_array_equal(got, want)
+        assert type(got) is type(want)
+
+
+def test_torch_modules_work(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.SiLU(), torch.nn.LayerNorm(4))
+    model.extra = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(2))])
+    read = read_checkpoint(save(tmp_path / "model.pth", model))
+    x = torch.ones(2, 3)
+    assert torch.equal(read[:3](x), model[:3](x))
+    assert len(read.extra) == 1
+    assert read.state_dict().keys() == model.state_dict().keys()
+
+
+def test_bound_methods_become_inert(tmp_path):
+    body = b"}" + text("operation") + call(name("__builtin__.getattr"), b"N", text("add")) + b"s"
+    read = read_checkpoint(write_archive(tmp_path / "model.pth", program(body, 2)))
+    assert not callable(read["operation"])
+    assert "add" in repr(read["operation"])
+
+
+# ---- files that are no checkpoints
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_checkpoint(tmp_path / "nothing.pth")
+    with pytest.raises(CheckpointError, match="not a file"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"H 0.0 0.0 0.0\n", "not a file written by torch.save"),
+        (b"PK\x03\x04" + bytes(50), "truncated"),
+    ],
+)
+def test_foreign_files(content, message, tmp_path):
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_truncated_file(share, tmp_path):
+    path = save(tmp_path / "model.pth", {"weights": torch.randn(1000)})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"truncated|not a file written"):
+        read_checkpoint(path)
+
+
+def test_changed_bytes(tmp_path):
+    path = save(tmp_path / "model.pth", {"weights": torch.randn(1000)})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_truncated_pickle(tmp_path):
+    data = pickle.dumps({"a": [1, 2, 3]}, 2)
+    for end in range(len(data)):
+        with pytest.raises(CheckpointError):
+            read_checkpoint(write_archive(tmp_path / "model.pth", data[:end]))
+
+
+def test_zip_that_is_no_checkpoint(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(CheckpointError, match=r"not one written by torch\.save"):
+        read_checkpoint(tmp_path / "a.zip")
+
+
+def test_torchscript(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "model.pt"))
+    with pytest.raises(CheckpointError, match=r"TorchScript.*already exported"):
+        read_checkpoint(tmp_path / "model.pt")
+
+
+def test_old_format(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"before 1\.6"):
+        read_checkpoint(tmp_path / "old.pth")
+
+
+def test_big_endian(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        archive.writestr("archive/byteorder", b"big")
+    with pytest.raises(CheckpointError, match="big-endian"):
+        read_checkpoint(tmp_path / "model.pth")
+
+
+def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
+    class NotInstalled:
+        @staticmethod
+        def find_spec(module, path=None, target=None):
+            if module.split(".")[0] == "mace":
+                raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    for module in [module for module in sys.modules if module.split(".")[0] == "mace"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [NotInstalled, *sys.meta_path])
+    path = write_archive(tmp_path / "model.pth", program(name("mace.modules.models.ScaleShiftMACE") + b")\x81"))
+    with pytest.raises(CheckpointError, match=r"mace.*pip install 'les_md\[mace\]'"):
+        read_checkpoint(path)
+
+
+def test_class_that_the_installed_package_lacks(tmp_path):
+    pytest.importorskip("mace", reason="mace-torch is not installed")
+    path = write_archive(tmp_path / "model.pth", program(name("mace.modules.models.NewMACE") + b")\x81"))
+    with pytest.raises(CheckpointError, match=r"mace\.modules\.models\.NewMACE.*installed mace does not have"):
+        read_checkpoint(path)
+    path = write_archive(tmp_path / "model.pth", program(name("mace.modules.novel.NewMACE") + b")\x81"))
+    with pytest.raises(CheckpointError, match=r"mace\.modules\.novel"):
+        read_checkpoint(path)
+
+
+def test_functions_and_reexports_of_listed_packages_are_refused(tmp_path):
+    pytest.importorskip("mace", reason="mace-torch is not installed")
+    for path in (
+        "mace.modules.utils.compute_forces",
+        "mace.modules.models.AtomicEnergiesBlock",
+        "mace.tools.utils.tensor_dict_to_device",
+    ):
+        with pytest.raises(UnsafeCheckpointError, match=path):
+            read_checkpoint(write_archive(tmp_path / "model.pth", program(name(path) + b")\x81")))
