@@ -21,7 +21,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 demo: install
 	$(BIN)/python examples/bulk_water/run.py
