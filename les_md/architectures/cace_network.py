@@ -122,21 +122,53 @@ def to_rows(values: Tensor, rows: Tensor, num_atoms: int, width: int) -> Tensor:
     return table.index_copy(0, rows, values).reshape(num_atoms, width, values.size(1))
 
 
-class InvariantProduct(torch.nn.Module):
-    """One invariant of three or four factors: Σ coefficient · Π A[index], over the monomial axis."""
+class InvariantOfThree(torch.nn.Module):
+    """Σ μ(a) μ(b) A_a A_b A_{a+b} over the monomials a, b of two degrees."""
 
-    def __init__(self, indices: list[tuple[int, ...]], coefficients: list[int]) -> None:
+    def __init__(self, first: int, second: int) -> None:
         super().__init__()
-        self.register_buffer("indices", torch.tensor(indices, dtype=torch.int64).T.contiguous())
-        self.register_buffer("coefficients", torch.tensor(coefficients, dtype=torch.float64))
+        self.first: int = first
+        self.second: int = second
+        terms = list(itertools.product(monomial_exponents(first), monomial_exponents(second)))
+        position = {e: i for i, e in enumerate(monomial_exponents(first + second))}
+        self.register_buffer("sums", torch.tensor([position[_plus(a, b)] for a, b in terms]), persistent=False)
+        coefficients = [multinomial(a) * multinomial(b) for a, b in terms]
+        self.register_buffer("coefficients", torch.tensor(coefficients, dtype=torch.float64), persistent=False)
 
-    def forward(self, a: Tensor) -> Tensor:
-        """[a, N, M, b, k] → [a, N, b, k]"""
+    def forward(self, degrees: list[Tensor]) -> Tensor:
+        """A by degree, [a, N, m, b, k] each → [a, N, b, k]"""
+        pairs = (degrees[self.first].unsqueeze(3) * degrees[self.second].unsqueeze(2)).flatten(2, 3)
         # index_select, since the derivative of a[:, :, index] is many times slower.
-        product = a.index_select(2, self.indices[0]) * self.coefficients[None, None, :, None, None]
-        for factor in range(1, self.indices.size(0)):
-            product = product * a.index_select(2, self.indices[factor])
+        third = degrees[self.first + self.second].index_select(2, self.sums)
+        return (pairs * third * self.coefficients[None, None, :, None, None]).sum(2)
+
+
+class InvariantOfFour(torch.nn.Module):
+    """Σ μ(a) μ(b) μ(g) A_a A_b A_{a+g} A_{b+g} over the monomials a, b, g of three degrees."""
+
+    def __init__(self, first: int, second: int, delta: int) -> None:
+        super().__init__()
+        self.degrees: list[int] = [first, second, first + delta, second + delta]
+        terms = list(
+            itertools.product(monomial_exponents(first), monomial_exponents(second), monomial_exponents(delta))
+        )
+        factors = [(a, b, _plus(a, g), _plus(b, g)) for a, b, g in terms]
+        positions = [{e: i for i, e in enumerate(monomial_exponents(degree))} for degree in self.degrees]
+        indices = [[positions[f][term[f]] for term in factors] for f in range(4)]
+        self.register_buffer("indices", torch.tensor(indices), persistent=False)
+        coefficients = [multinomial(a) * multinomial(b) * multinomial(g) for a, b, g in terms]
+        self.register_buffer("coefficients", torch.tensor(coefficients, dtype=torch.float64), persistent=False)
+
+    def forward(self, degrees: list[Tensor]) -> Tensor:
+        """A by degree, [a, N, m, b, k] each → [a, N, b, k]"""
+        product = self.coefficients[None, None, :, None, None]
+        for factor, degree in enumerate(self.degrees):
+            product = product * degrees[degree].index_select(2, self.indices[factor])
         return product.sum(2)
+
+
+def _plus(first: tuple[int, int, int], second: tuple[int, int, int]) -> tuple[int, int, int]:
+    return (first[0] + second[0], first[1] + second[1], first[2] + second[2])
 
 
 class Symmetriser(torch.nn.Module):
@@ -144,58 +176,54 @@ class Symmetriser(torch.nn.Module):
 
     ν=1: A_000.  ν=2: Σ μ(l) A_l² for each degree.  ν=3, (ℓ1 ≤ ℓ2): Σ μ(a) μ(b) A_a A_b A_{a+b}.
     ν=4, (ℓ1 < ℓ2, δ): Σ μ(a) μ(b) μ(g) A_a A_b A_{a+g} A_{b+g}.  All degrees that occur are ≤ max_l.
+
+    Each invariant is homogeneous of order ν in A, so a factor of A that is the same for all monomials, as the
+    embedding of the centre, is applied to the invariants, of which there are fewer.
     """
 
     def __init__(self, max_l: int, max_nu: int) -> None:
         super().__init__()
-        exponents = [e for degree in range(max_l + 1) for e in monomial_exponents(degree)]
-        self.pairs: bool = max_nu >= 2
-        self.starts: list[int] = [l * (l + 1) * (l + 2) // 6 for l in range(max_l + 2)]
-        self.register_buffer("multiplicity", torch.tensor([multinomial(e) for e in exponents], dtype=torch.float64))
-        products = []
-        position = {e: i for i, e in enumerate(exponents)}
+        degrees = range(1, max_l + 1)
+        squares = list(degrees) if max_nu >= 2 else []
+        self.num_squares: int = len(squares)
+        multiplicity = [multinomial(e) for degree in squares for e in monomial_exponents(degree)]
+        self.register_buffer("multiplicity", torch.tensor(multiplicity, dtype=torch.float64), persistent=False)
+        self.sizes: list[int] = [(degree + 1) * (degree + 2) // 2 for degree in squares]
+        threes = [
+            InvariantOfThree(l1, l2)
+            for l1, l2 in itertools.combinations_with_replacement(degrees, 2)
+            if max_nu >= 3 and l1 + l2 <= max_l
+        ]
+        fours = [
+            InvariantOfFour(l1, l2, delta)
+            for l1, l2 in itertools.combinations(degrees, 2)
+            for delta in range(1, max_l - l2 + 1)
+            if max_nu >= 4
+        ]
+        self.products = torch.nn.ModuleList([*threes, *fours])
+        orders = [1] + [2] * len(squares) + [3] * len(threes) + [4] * len(fours)
+        self.register_buffer("orders", torch.tensor(orders), persistent=False)
+        self.max_order: int = max(orders)
+        self.num_features: int = len(orders)
 
-        def plus(first: tuple, second: tuple) -> tuple:
-            return tuple(p + q for p, q in zip(first, second, strict=True))
+    def forward(self, degrees: list[Tensor], factor: Tensor) -> Tensor:
+        """Invariants of factor · A.
 
-        if max_nu >= 3:
-            for l1, l2 in itertools.combinations_with_replacement(range(1, max_l), 2):
-                if l1 + l2 <= max_l:
-                    terms = list(itertools.product(monomial_exponents(l1), monomial_exponents(l2)))
-                    products.append(
-                        InvariantProduct(
-                            [(position[a], position[b], position[plus(a, b)]) for a, b in terms],
-                            [multinomial(a) * multinomial(b) for a, b in terms],
-                        )
-                    )
-        if max_nu >= 4:
-            for l1, l2 in itertools.combinations(range(1, max_l), 2):
-                for delta in range(1, max_l - l2 + 1):
-                    terms = list(
-                        itertools.product(monomial_exponents(l1), monomial_exponents(l2), monomial_exponents(delta))
-                    )
-                    products.append(
-                        InvariantProduct(
-                            [
-                                (position[a], position[b], position[plus(a, g)], position[plus(b, g)])
-                                for a, b, g in terms
-                            ],
-                            [multinomial(a) * multinomial(b) * multinomial(g) for a, b, g in terms],
-                        )
-                    )
-        self.products = torch.nn.ModuleList(products)
-        self.num_features: int = 1 + (max_l if self.pairs else 0) + len(products)
-
-    def forward(self, a: Tensor) -> Tensor:
-        """A [a, N, M, b, k] → B [N, Q, a, b, k]"""
-        features = [a[:, :, 0]]
-        if self.pairs:
-            squares = a * a * self.multiplicity[None, None, :, None, None]
-            for degree in range(1, len(self.starts) - 1):
-                features.append(squares[:, :, self.starts[degree] : self.starts[degree + 1]].sum(2))
+        Parameters: A by degree, [a, N, m, b, k] each; ``factor`` [N, b].  Returns: B [N, Q, a, b, k].
+        """
+        features = [degrees[0].squeeze(2)]
+        if self.num_squares > 0:
+            multiplicities = torch.split(self.multiplicity, self.sizes)
+            for degree, multiplicity in enumerate(multiplicities):
+                a = degrees[degree + 1]
+                features.append((a * a * multiplicity[None, None, :, None, None]).sum(2))
         for product in self.products:
-            features.append(product(a))
-        return torch.stack(features).permute(2, 0, 1, 3, 4)
+            features.append(product(degrees))
+        powers = [factor]
+        for _ in range(1, self.max_order):
+            powers.append(powers[-1] * factor)
+        scales = torch.stack(powers).index_select(0, self.orders - 1)
+        return (torch.stack(features) * scales[:, None, :, :, None]).permute(2, 0, 1, 3, 4)
 
 
 class Readout(torch.nn.Module):
@@ -290,26 +318,26 @@ class CACENetwork(torch.nn.Module):
             torch.cat(angular_rows, dim=2).transpose(1, 2), to_rows(weights.flatten(1), rows, num_atoms, width)
         ).reshape(num_atoms, -1, weights.size(1), weights.size(2))
         mixed: list[Tensor] = []
-        start = 0
+        # Split, since a slice would have a derivative as large as the whole.
+        sums_by_degree = torch.split(sums, [values.size(1) for values in angular], dim=1)
         for degree, mixing in enumerate(self.radial_mixing):
-            size = angular[degree].size(1)
-            mixed.append(self._mix(sums[:, start : start + size].permute(2, 0, 1, 3), mixing))
-            start += size
-        a = torch.cat(mixed, dim=2) * centre_embedding[None, :, None, :, None]
-        features = self.symmetriser(a)
+            mixed.append(self._mix(sums_by_degree[degree].permute(2, 0, 1, 3), mixing))
+        features = self.symmetriser(mixed, centre_embedding)
         layers = [features.flatten(1)]
         for message in self.messages:
             gate = message(features) * neighbour_embedding[:, None, :, None]
             a = self._message_passing(angular_rows, radial, gate, neighbour, rows)
-            a = a * (self.message_normalisation * centre_embedding)[None, :, None, :, None]
-            features = self.symmetriser(a)
+            features = self.symmetriser(a, self.message_normalisation * centre_embedding)
             layers.append(features.flatten(1))
         inputs = torch.cat(layers, dim=1)
 
         energy = self.energy_readout(inputs)[:, 0]
         if self.has_repulsion:
-            pair = self.repulsion(distance, types[centre], types[neighbour])
-            energy = energy + torch.zeros_like(energy).index_add(0, centre, pair)
+            # Few pairs are as close as this, so the others are left out of the arithmetic.
+            close = (distance.detach() < min(self.repulsion.longest_range, self.cutoff)).nonzero()[:, 0]
+            close_centre = centre[close]
+            pair = self.repulsion(distance.index_select(0, close), types[close_centre], types[neighbour[close]])
+            energy = energy.index_add(0, close_centre, pair)
         if self.num_charges == 0:
             return energy, energy.new_zeros((num_atoms, 0))
         return energy, self.charge_scale * self.charge_readout(inputs)
@@ -332,8 +360,8 @@ class CACENetwork(torch.nn.Module):
 
     def _message_passing(
         self, angular_rows: list[Tensor], radial: Tensor, gate: Tensor, neighbour: Tensor, rows: Tensor
-    ) -> Tensor:
-        """Sum of the edges of the first layer, each weighted by its neighbour's gate [N, L+1, a, b]."""
+    ) -> list[Tensor]:
+        """Sums of the edges of the first layer, each weighted by its neighbour's gate [N, L+1, a, b], by degree."""
         num_atoms, d = gate.size(0), gate.size(2)
         mixed: list[Tensor] = []
         for degree, mixing in enumerate(self.radial_mixing):
@@ -349,4 +377,4 @@ class CACENetwork(torch.nn.Module):
             )
             product = torch.bmm(per_channel, channel_mixing).reshape(d, d, num_atoms, size, self.num_radial)
             mixed.append(product.permute(0, 2, 3, 1, 4))
-        return torch.cat(mixed, dim=2)
+        return mixed

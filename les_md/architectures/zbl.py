@@ -15,13 +15,15 @@ class ZBLRepulsion(torch.nn.Module):
     """Per-atom ZBL energy, taken smoothly to zero at the sum of the covalent radii of a pair.
 
     The envelope is 1 − 28x⁶ + 48x⁷ − 21x⁸ with x = r/(R_i + R_j): value, slope and curvature vanish at x = 1.
-    Each directed edge carries half of the pair's energy to its centre.
+    ``longest_range`` (Å) is the largest such sum. Each directed edge carries half of the pair's energy to its centre.
     """
 
     def __init__(self, atomic_numbers: list[int]) -> None:
         super().__init__()
-        self.register_buffer("nuclear_charge", torch.tensor(atomic_numbers, dtype=torch.float64))
-        self.register_buffer("radius", torch.tensor(covalent_radii[atomic_numbers], dtype=torch.float64))
+        self.register_buffer("nuclear_charge", torch.tensor(atomic_numbers, dtype=torch.float64), persistent=False)
+        radii = torch.tensor(covalent_radii[atomic_numbers], dtype=torch.float64)
+        self.register_buffer("radius", radii, persistent=False)
+        self.longest_range: float = 2.0 * float(radii.max())
 
     def forward(self, distance: Tensor, centre_type: Tensor, neighbour_type: Tensor) -> Tensor:
         """Half the pair energy of every edge, [E] in eV, from distances [E] in Å and types [E]."""
