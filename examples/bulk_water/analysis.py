@@ -69,7 +69,13 @@ def broken_bonds(trajectory: mdtraj.Trajectory, longest: float = 1.3) -> int:
 
 
 def summarise(folder: Path, data: Path) -> str:
-    """Write ``rdf.png`` and ``rdf.csv`` into the folder; returns the text of the summary."""
+    """Write ``rdf.png`` and ``rdf.csv`` into the folder; returns the text of the summary.
+
+    Raises ValueError if the folder's log holds no finished run.
+    """
+    runs = LogFile(str(folder / "log.lammps")).runs
+    if not runs or "Econserve" not in runs[-1]:
+        raise ValueError(f"{folder / 'log.lammps'} holds no finished run of in.water")
     trajectory = load_trajectory(folder, data)
     # The first fifth lets the start relax.
     equilibrated = trajectory[len(trajectory) // 5 :]
@@ -83,10 +89,11 @@ def summarise(folder: Path, data: Path) -> str:
         comments="",
         fmt="%.5f",
     )
-    log = {key: np.array(values) for key, values in LogFile(str(folder / "log.lammps")).runs[-1].items()}
+    log = {key: np.array(values) for key, values in runs[-1].items()}
     time, conserved = log["Time"], log["Econserve"] / trajectory.n_atoms
     tail = slice(len(time) // 5, None)
     drift = np.polyfit(time[tail], conserved[tail], 1)[0]
+    jump = np.abs(np.diff(conserved)).max()
     peak, height = first_peak(r, distributions["OO"])
     return "\n".join(
         [
@@ -94,6 +101,7 @@ def summarise(folder: Path, data: Path) -> str:
             f"speed             {log['Step'][-1] / log['CPU'][-1]:.1f} steps/s",
             f"temperature       {log['Temp'][tail].mean():.1f} ± {log['Temp'][tail].std():.1f} K",
             f"energy drift      {drift:+.1e} eV/atom/ps (conserved quantity)",
+            f"largest jump      {jump:.1e} eV/atom between two outputs (conserved quantity)",
             f"g_OO first peak   {peak:.2f} Å, height {height:.2f}",
             f"broken O-H bonds  {broken_bonds(trajectory)}",
             f"figure            {folder / 'rdf.png'}",

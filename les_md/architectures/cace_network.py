@@ -104,9 +104,12 @@ def neighbour_rows(centre: Tensor, num_atoms: int) -> tuple[Tensor, int]:
     """
     counts = torch.bincount(centre, minlength=num_atoms)
     width = int(counts.max().item()) if centre.size(0) > 0 else 0
-    order = torch.argsort(centre, stable=True)
     first_edge = torch.cumsum(counts, 0) - counts
-    slots = torch.arange(centre.size(0), device=centre.device) - first_edge[centre[order]]
+    edges = torch.arange(centre.size(0), device=centre.device)
+    if bool((centre[1:] >= centre[:-1]).all().item()):  # as neighbour lists mostly are
+        return centre * width + edges - first_edge[centre], width
+    order = torch.argsort(centre, stable=True)
+    slots = edges - first_edge[centre[order]]
     rows = torch.zeros_like(centre)
     rows[order] = centre[order] * width + slots
     return rows, width
@@ -283,6 +286,7 @@ class CACENetwork(torch.nn.Module):
             for _ in range(c.max_l + 1)
         )
         self.num_radial: int = c.num_radial
+        self.sizes: list[int] = [(degree + 1) * (degree + 2) // 2 for degree in range(c.max_l + 1)]
         self.symmetriser = Symmetriser(c.max_l, c.max_nu)
         features_per_layer = self.symmetriser.num_features * d * d * c.num_radial
         self.messages = torch.nn.ModuleList(
@@ -306,27 +310,28 @@ class CACENetwork(torch.nn.Module):
         num_atoms = types.size(0)
         distance = torch.sqrt((vectors * vectors).sum(1))
         # The published models were trained with this 1e-9 (Å); it is visible at the ninth digit.
-        angular = monomials(vectors / (distance + 1e-9)[:, None], self.max_l)
+        angular = torch.cat(monomials(vectors / (distance + 1e-9)[:, None], self.max_l), dim=1)
         radial = self._radial_functions(distance)
 
         neighbour_embedding = self.neighbour_embedding[types]
         centre_embedding = self.centre_embedding[types]
         weights = neighbour_embedding[neighbour][:, :, None] * radial[:, None, :]
         rows, width = neighbour_rows(centre, num_atoms)
-        angular_rows = [to_rows(values, rows, num_atoms, width) for values in angular]
-        sums = torch.bmm(
-            torch.cat(angular_rows, dim=2).transpose(1, 2), to_rows(weights.flatten(1), rows, num_atoms, width)
-        ).reshape(num_atoms, -1, weights.size(1), weights.size(2))
+        flat_weights = weights.flatten(1)
+        # One table of both factors; split, since a slice would have a derivative as large as the whole.
+        table = to_rows(torch.cat([angular, flat_weights], dim=1), rows, num_atoms, width)
+        angular_rows, weight_rows = torch.split(table, [angular.size(1), flat_weights.size(1)], dim=2)
+        sums = torch.bmm(angular_rows.transpose(1, 2), weight_rows)
+        sums = sums.reshape(num_atoms, -1, weights.size(1), weights.size(2))
         mixed: list[Tensor] = []
-        # Split, since a slice would have a derivative as large as the whole.
-        sums_by_degree = torch.split(sums, [values.size(1) for values in angular], dim=1)
+        sums_by_degree = torch.split(sums, self.sizes, dim=1)
         for degree, mixing in enumerate(self.radial_mixing):
             mixed.append(self._mix(sums_by_degree[degree].permute(2, 0, 1, 3), mixing))
         features = self.symmetriser(mixed, centre_embedding)
         layers = [features.flatten(1)]
         for message in self.messages:
             gate = message(features) * neighbour_embedding[:, None, :, None]
-            a = self._message_passing(angular_rows, radial, gate, neighbour, rows)
+            a = self._message_passing(torch.split(angular_rows, self.sizes, dim=2), radial, gate, neighbour, rows)
             features = self.symmetriser(a, self.message_normalisation * centre_embedding)
             layers.append(features.flatten(1))
         inputs = torch.cat(layers, dim=1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters
+from les_md.training.bond_guard import BondGuard, stretch_bonds
 from les_md.training.dataset import Frame, reference_energies
 
 
@@ -153,10 +154,13 @@ def fit(
     validation: list[Frame],
     schedule: Schedule,
     report: Callable[[dict], None] | None = None,
+    guard: BondGuard | None = None,
+    initial: CACENetwork | None = None,
 ) -> Fit:
     """Train a model; return the averaged weights with the lowest force error on the validation frames.
 
-    Parameters: ``report`` is called with each line of the history.
+    Parameters: ``report`` is called with each line of the history; ``guard`` keeps bonds from breaking, see
+    ``bond_guard.py``; ``initial`` is trained further (a copy of it) instead of a new network.
 
     Raises
     ------
@@ -170,8 +174,11 @@ def fit(
     start = time.perf_counter()
     torch.manual_seed(schedule.seed)
     generator = torch.Generator().manual_seed(schedule.seed)
-    network = CACENetwork(configuration).float()
-    standardise_inputs(network, training[:1])
+    if initial is None:
+        network = CACENetwork(configuration).float()
+        standardise_inputs(network, training[:1])
+    else:
+        network = copy.deepcopy(initial)
     energies = reference_energies(training, len(configuration.atomic_numbers))
     model = EnergyModel(network, energies, long_range)
     average = copy.deepcopy(model)
@@ -194,6 +201,10 @@ def fit(
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
             optimizer.zero_grad()
             value.backward()
+            if guard is not None and step % guard.every == 0:
+                stretched = stretch_bonds(training[index], guard, generator)
+                _, forces = model(stretched.frame, differentiable=True)
+                (guard.weight * stretched.shortfall(forces, guard.least_force)).backward()
             torch.nn.utils.clip_grad_norm_(parameters, schedule.gradient_limit)
             optimizer.step()
             force_loss += float(of_forces)

@@ -19,9 +19,10 @@ import torch
 from tqdm import tqdm
 
 from les_md.architectures.cace import native_checkpoint
-from les_md.architectures.cace_network import CACEConfiguration
+from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.training.allocator import keep_freed_memory
+from les_md.training.bond_guard import BondGuard
 from les_md.training.dataset import Frame, read_frames
 from les_md.training.fit import EnergyModel, Schedule, errors, fit
 
@@ -33,6 +34,9 @@ VALIDATION = (2, 23, 39)
 CONFIGURATION = CACEConfiguration(atomic_numbers=(1, 8), cutoff=4.5, num_embedding=2, max_l=3, max_nu=3, repulsion=True)
 LONG_RANGE = LongRangeParameters()
 SCHEDULE = Schedule()
+#: A second, shorter training in which bonds are kept from breaking.
+GUARDED_SCHEDULE = Schedule(epochs=50, learning_rate=2e-3)
+GUARD = BondGuard(centre=1, ligand=0)
 
 
 def split(frames: list[Frame]) -> dict[str, list[int]]:
@@ -43,29 +47,57 @@ def split(frames: list[Frame]) -> dict[str, list[int]]:
     return {"train": training, "validation": list(VALIDATION), "test": list(TEST)}
 
 
-def train(data: Path, out: Path, short_range: bool, schedule: Schedule) -> Path:
-    """Train one model and write checkpoint and history to ``out``; return the checkpoint's path."""
+def train(data: Path, out: Path, short_range: bool, schedule: Schedule, guarded_schedule: Schedule) -> Path:
+    """Train one model in two stages and write checkpoint and history to ``out``; return the checkpoint's path.
+
+    The first stage fits the data; its result is kept in ``out`` and taken from there if it was made with the same
+    schedule. The second goes on from it with the bond guard.
+    """
     long_range = None if short_range else LONG_RANGE
     configuration = replace(CONFIGURATION, num_charges=0 if short_range else 1)
     frames = read_frames(data, configuration.atomic_numbers)
     indices = split(frames)
     parts = {name: [frames[i] for i in chosen] for name, chosen in indices.items()}
     out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=schedule.epochs, unit="epoch") as bar:
+    path = out / ("water_rpbe_d3_short_range.pth" if short_range else "water_rpbe_d3.pth")
+    first_stage = path.with_name(path.stem + "_unguarded.pth")
+    total = schedule.epochs + guarded_schedule.epochs
+    with tqdm(total=total, unit="epoch") as bar:
 
         def report(line: dict) -> None:
-            bar.update(line["epoch"] - bar.n)
+            bar.update(line["epoch"] - (bar.n if bar.n < schedule.epochs else bar.n - schedule.epochs))
             bar.set_postfix_str(f"{line['training_forces']:.1f}, validation {line['validation_forces']:.1f} meV/Å")
 
-        result = fit(configuration, long_range, parts["train"], parts["validation"], schedule, report)
+        stored = torch.load(first_stage, weights_only=True) if first_stage.is_file() else None
+        if stored is not None and stored["training"]["schedule"] == schedule.to_dict():
+            network = CACENetwork(configuration).float()
+            network.load_state_dict(stored["state_dict"])
+            best_epoch, seconds, history = (stored["training"][key] for key in ("best_epoch", "seconds", "history"))
+            bar.update(schedule.epochs)
+        else:
+            first = fit(configuration, long_range, parts["train"], parts["validation"], schedule, report)
+            network, best_epoch, seconds, history = first.network, first.best_epoch, first.seconds, first.history
+            training = {
+                "schedule": schedule.to_dict(), "best_epoch": best_epoch, "seconds": seconds, "history": history
+            }  # fmt: skip
+            write(
+                first_stage,
+                native_checkpoint(network, configuration, first.reference_energies, long_range, training),
+            )
+        result = fit(
+            configuration, long_range, parts["train"], parts["validation"], guarded_schedule, report, GUARD, network
+        )
     model = EnergyModel(result.network, result.reference_energies, long_range)
     measured = {name: errors(model, part) for name, part in parts.items()}
     metadata = {
         "data": data.name,
         "split": indices,
         "schedule": schedule.to_dict(),
-        "best_epoch": result.best_epoch,
-        "seconds": round(result.seconds),
+        "best_epoch": best_epoch,
+        "guarded_schedule": guarded_schedule.to_dict(),
+        "guard": GUARD.to_dict(),
+        "guarded_best_epoch": result.best_epoch,
+        "seconds": round(seconds + result.seconds),
         "errors": {name: error.to_dict() for name, error in measured.items()},
         "error_units": {"energy": "RMSE, meV/atom", "forces": "RMSE, meV/Å"},
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
@@ -73,19 +105,26 @@ def train(data: Path, out: Path, short_range: bool, schedule: Schedule) -> Path:
         "date": datetime.date.today().isoformat(),
     }
     path = out / ("water_rpbe_d3_short_range.pth" if short_range else "water_rpbe_d3.pth")
-    partial = path.with_name(path.name + ".part")
-    torch.save(
-        native_checkpoint(result.network, configuration, result.reference_energies, long_range, metadata), partial
-    )
-    os.replace(partial, path)
+    write(path, native_checkpoint(result.network, configuration, result.reference_energies, long_range, metadata))
     with open(path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(result.history[0]))
+        writer = csv.DictWriter(file, fieldnames=["stage", *result.history[0]])
         writer.writeheader()
-        writer.writerows(result.history)
+        writer.writerows({"stage": 1, **line} for line in history)
+        writer.writerows({"stage": 2, **line} for line in result.history)
     for name, error in measured.items():
         print(f"{name:10s} {error.forces:6.2f} meV/Å  {error.energy:6.3f} meV/atom  ({len(parts[name])} frames)")
-    print(f"wrote {path} ({path.stat().st_size} bytes, epoch {result.best_epoch}, {result.seconds:.0f} s)")
+    print(
+        f"wrote {path} ({path.stat().st_size} bytes, epochs {best_epoch} and {result.best_epoch}, "
+        f"{seconds + result.seconds:.0f} s)"
+    )
     return path
+
+
+def write(path: Path, checkpoint: dict) -> None:
+    """Write a checkpoint so that a reader sees the whole file or none."""
+    partial = path.with_name(path.name + ".part")
+    torch.save(checkpoint, partial)
+    os.replace(partial, path)
 
 
 def main() -> None:
@@ -93,14 +132,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="water_rpbe_d3.xyz: energies in eV, forces in eV/Å")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and history")
     parser.add_argument("--short-range", action="store_true", help="train the twin without latent charges")
-    parser.add_argument("--epochs", type=int, default=SCHEDULE.epochs)
+    parser.add_argument("--epochs", type=int, default=SCHEDULE.epochs, help="of the first stage")
+    parser.add_argument("--guarded-epochs", type=int, default=GUARDED_SCHEDULE.epochs, help="of the second stage")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (results vary with it by rounding)")
     arguments = parser.parse_args()
-    if arguments.epochs < 1:
-        parser.error("--epochs must be at least 1")
+    if min(arguments.epochs, arguments.guarded_epochs) < 1:
+        parser.error("--epochs and --guarded-epochs must be at least 1")
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
-    train(arguments.data, arguments.out, arguments.short_range, replace(SCHEDULE, epochs=arguments.epochs))
+    train(
+        arguments.data,
+        arguments.out,
+        arguments.short_range,
+        replace(SCHEDULE, epochs=arguments.epochs),
+        replace(GUARDED_SCHEDULE, epochs=arguments.guarded_epochs),
+    )
 
 
 if __name__ == "__main__":

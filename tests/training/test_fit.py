@@ -15,8 +15,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 import les_md
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics import LongRangeParameters
+from les_md.training.bond_guard import BondGuard, edges_within, stretch_bonds
 from les_md.training.dataset import Frame, read_frames, reference_energies
 from les_md.training.fit import EnergyModel, Schedule, errors, fit, loss, standardise_inputs
+from les_md.training.water import CONFIGURATION as WATER
+from les_md.training.water import GUARD, GUARDED_SCHEDULE, SCHEDULE
 
 MODELS = Path(les_md.__file__).parent / "models"
 
@@ -148,6 +151,37 @@ def test_forces_are_the_derivative_of_the_energy(frames):
     assert float((forces * direction).sum()) == pytest.approx(-slope, rel=1e-6)
 
 
+def test_guard_stretches_bonds_along_themselves(frames):
+    guard = BondGuard(centre=1, ligand=0, fraction=0.6, every=1)
+    stretched = stretch_bonds(frames[0], guard, torch.Generator().manual_seed(0))
+    assert len(stretched.ligand) > 0
+    moved = (stretched.frame.positions - frames[0].positions).abs().sum(1) > 0
+    assert set(stretched.ligand.tolist()) <= set(moved.nonzero()[:, 0].tolist())
+    edge_index, vectors = edges_within(stretched.frame, guard.stretched[1] + 1e-6)
+    for ligand, direction in zip(stretched.ligand, stretched.direction, strict=True):
+        bonds = vectors[(edge_index[1] == ligand) & (stretched.frame.types[edge_index[0]] == guard.centre)]
+        along = torch.linalg.cross(bonds, direction.expand_as(bonds)).norm(dim=1) < 1e-8
+        assert (along & (torch.linalg.norm(bonds, dim=1) > guard.stretched[0])).any()
+    pull = torch.zeros_like(frames[0].positions)
+    pull = pull.index_add(0, stretched.ligand, -guard.least_force * stretched.direction)
+    assert float(stretched.shortfall(pull, guard.least_force)) == pytest.approx(0.0, abs=1e-20)
+    assert float(stretched.shortfall(-pull, guard.least_force)) == pytest.approx(4.0 * guard.least_force**2)
+
+
+def test_guarded_training_makes_bonds_pull_back(frames):
+    guard = BondGuard(centre=1, ligand=0, fraction=1.0, every=1, weight=1.0)
+    short = Schedule(epochs=20, warmup_steps=5, average=0.9, validate_every=20)
+    start = fit(CONFIGURATION, LONG_RANGE, frames, frames, short)
+    guarded = fit(CONFIGURATION, LONG_RANGE, frames, frames, short, guard=guard, initial=start.network)
+
+    def shortfall(network: CACENetwork) -> float:
+        model = EnergyModel(network, start.reference_energies, LONG_RANGE)
+        stretched = stretch_bonds(frames[0], guard, torch.Generator().manual_seed(9))
+        return float(stretched.shortfall(model(stretched.frame, differentiable=False)[1], guard.least_force))
+
+    assert shortfall(guarded.network) < 0.5 * shortfall(start.network)
+
+
 @pytest.mark.parametrize("missing", ["energy", "forces"])
 def test_missing_label(tmp_path, missing):
     atoms = molecules(0)
@@ -189,7 +223,10 @@ def test_bundled_checkpoint(name):
     split = [index for part in checkpoint["training"]["split"].values() for index in part]
     assert sorted(split) == list(range(40))
     # What can be made anew from the script is what the script makes.
-    assert checkpoint["training"]["schedule"] == Schedule().to_dict()
+    assert checkpoint["training"]["schedule"] == SCHEDULE.to_dict()
+    assert checkpoint["training"]["guarded_schedule"] == GUARDED_SCHEDULE.to_dict()
+    assert checkpoint["training"]["guard"] == {**GUARD.to_dict(), "stretched": GUARD.stretched}
+    assert checkpoint["configuration"] | {"num_charges": 1} == WATER.to_dict()
 
 
 @pytest.mark.parametrize("name", ["water_rpbe_d3", "water_rpbe_d3_short_range"])

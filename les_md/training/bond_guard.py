@@ -1,0 +1,94 @@
+"""Bonds must pull back when they are stretched beyond what the data show.
+
+The data of a liquid leave a gap between its bonds and its hydrogen bonds: in water, no hydrogen lies between 1.1 and
+1.4 Å from an oxygen. What a network does there is left to chance, and in a long simulation a rare vibration finds a
+way out of the molecule. Guards are training structures with some bonds stretched into the gap. They carry no label: the
+loss only asks that the force along such a bond pulls its end back with at least ``least_force``, well below the pull of
+the longest bonds in the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from les_md.training.dataset import Frame
+
+
+@dataclass(frozen=True)
+class BondGuard:
+    """How bonds are stretched.
+
+    Attributes
+    ----------
+    centre, ligand : types of the atoms of a bond.
+    bonded : longest bond in the data, Å; longer distances are no bonds.
+    stretched : range of the lengths given to bonds, Å.
+    clearance : a stretched bond with another centre closer to its ligand than this is left out, Å.
+    fraction : of the bonds stretched in one structure; at most one per centre.
+    least_force : eV/Å.
+    every : training steps from one guard to the next.
+    weight : of mean(shortfall²) in the loss.
+    """
+
+    centre: int
+    ligand: int
+    bonded: float = 1.25
+    stretched: tuple[float, float] = (1.08, 1.45)
+    clearance: float = 1.15
+    fraction: float = 0.15
+    least_force: float = 2.5
+    every: int = 2
+    weight: float = 0.1
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StretchedFrame:
+    """A frame with stretched bonds: ``ligand`` [B] int64, and ``direction`` [B, 3] from the centre to it."""
+
+    frame: Frame
+    ligand: Tensor
+    direction: Tensor
+
+    def shortfall(self, forces: Tensor, least_force: float) -> Tensor:
+        """mean of (missing restoring force)² over the stretched bonds, (eV/Å)², from forces [N, 3]."""
+        if self.ligand.size(0) == 0:
+            return forces.sum() * 0.0
+        outward = (forces[self.ligand] * self.direction).sum(1)
+        return torch.relu(outward + least_force).square().mean()
+
+
+def stretch_bonds(frame: Frame, guard: BondGuard, generator: torch.Generator) -> StretchedFrame:
+    """Stretch at most one bond per centre of a random share of the bonds of ``frame``, along the bond."""
+    edge_index, vectors = edges_within(frame, guard.bonded)
+    bonds = (frame.types[edge_index[0]] == guard.centre) & (frame.types[edge_index[1]] == guard.ligand)
+    centre, ligand, vectors = edge_index[0, bonds], edge_index[1, bonds], vectors[bonds]
+    chosen: dict[int, int] = {}
+    for bond in torch.randperm(centre.size(0), generator=generator)[: round(guard.fraction * centre.size(0))].tolist():
+        chosen.setdefault(int(centre[bond]), bond)
+    index = torch.tensor(sorted(chosen.values()), dtype=torch.int64)
+    low, high = guard.stretched
+    length = low + (high - low) * torch.rand(index.size(0), 1, generator=generator, dtype=torch.float64)
+    direction = vectors[index] / torch.linalg.norm(vectors[index], dim=1, keepdim=True)
+    positions = frame.positions.clone()
+    positions[ligand[index]] += length * direction - vectors[index]
+    moved = replace(frame, positions=positions)
+    close, _ = edges_within(moved, guard.clearance)
+    owner = torch.full_like(frame.types, -1)
+    owner[ligand] = centre
+    foreign = (frame.types[close[0]] == guard.centre) & (owner[close[1]] != close[0])
+    crowded = torch.zeros(frame.types.size(0), dtype=torch.bool)
+    crowded[close[1, foreign]] = True
+    keep = ~crowded[ligand[index]]
+    return StretchedFrame(moved, ligand[index][keep], direction[keep])
+
+
+def edges_within(frame: Frame, cutoff: float) -> tuple[Tensor, Tensor]:
+    """Edges (centre, neighbour) [2, E] and vectors [E, 3] Å of the pairs closer than ``cutoff``."""
+    edge_index, offsets = frame.neighbours(cutoff)
+    return edge_index, frame.positions[edge_index[1]] - frame.positions[edge_index[0]] + offsets
