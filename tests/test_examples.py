@@ -50,6 +50,14 @@ def topology_of_data_file() -> mdtraj.Topology:
     return topology
 
 
+def test_the_data_file_holds_whole_molecules():
+    atoms = ase.io.read(EXAMPLE / "water.data", format="lammps-data", atom_style="atomic", sort_by_id=True)
+    oxygens, hydrogens = np.flatnonzero(atoms.numbers == 8), np.flatnonzero(atoms.numbers == 1)
+    distances = atoms.get_all_distances(mic=True)[np.ix_(hydrogens, oxygens)]
+    assert distances.min(1).max() < 1.15
+    assert (np.bincount(distances.argmin(1), minlength=64) == 2).all()
+
+
 def test_constant_pressure_input(tmp_path):
     export = subprocess.run(
         [Path(sys.executable).parent / "les-export", "water_rpbe_d3", "-o", tmp_path / "water.pt"],
