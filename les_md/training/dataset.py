@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ase.io
@@ -33,17 +32,22 @@ class Frame:
     cell: Tensor
     energy: Tensor
     forces: Tensor
+    # Not an argument, so that a changed copy (dataclasses.replace) starts without neighbours.
+    _neighbours: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
-    @functools.cache  # noqa: B019  (frames live as long as the training that uses their neighbours at every epoch)
     def neighbours(self, cutoff: float) -> tuple[Tensor, Tensor]:
         """Full neighbour list: edge_index [2, E] (centre, neighbour) and lattice offsets [E, 3] Å.
 
-        The vector of an edge is r_neighbour − r_centre + offset.
+        The vector of an edge is r_neighbour − r_centre + offset. Kept with the frame, which is used at every epoch.
         """
+        if cutoff in self._neighbours:
+            return self._neighbours[cutoff]
         periodic = np.full(3, bool((self.cell != 0.0).any()))
         positions = self.positions.numpy()
         index, vectors = NeighborList(cutoff, skin=0.0).compute(positions, self.cell.numpy(), periodic)
-        return torch.from_numpy(index), torch.from_numpy(vectors - (positions[index[1]] - positions[index[0]]))
+        offsets = vectors - (positions[index[1]] - positions[index[0]])
+        self._neighbours[cutoff] = torch.from_numpy(index), torch.from_numpy(offsets)
+        return self._neighbours[cutoff]
 
 
 def read_frames(path: str | Path, atomic_numbers: tuple[int, ...]) -> list[Frame]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import hashlib
 import os
 import platform
 from dataclasses import replace
@@ -51,7 +52,7 @@ def train(data: Path, out: Path, short_range: bool, schedule: Schedule, guarded_
     """Train one model in two stages and write checkpoint and history to ``out``; return the checkpoint's path.
 
     The first stage fits the data; its result is kept in ``out`` and taken from there if it was made with the same
-    schedule. The second goes on from it with the bond guard.
+    schedule, configuration and data. The second goes on from it with the bond guard.
     """
     long_range = None if short_range else LONG_RANGE
     configuration = replace(CONFIGURATION, num_charges=0 if short_range else 1)
@@ -69,7 +70,12 @@ def train(data: Path, out: Path, short_range: bool, schedule: Schedule, guarded_
             bar.set_postfix_str(f"{line['training_forces']:.1f}, validation {line['validation_forces']:.1f} meV/Å")
 
         stored = torch.load(first_stage, weights_only=True) if first_stage.is_file() else None
-        if stored is not None and stored["training"]["schedule"] == schedule.to_dict():
+        made_with = {
+            "schedule": schedule.to_dict(),
+            "configuration": configuration.to_dict(),
+            "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+        }
+        if stored is not None and stored["training"]["made_with"] == made_with:
             network = CACENetwork(configuration).float()
             network.load_state_dict(stored["state_dict"])
             best_epoch, seconds, history = (stored["training"][key] for key in ("best_epoch", "seconds", "history"))
@@ -78,7 +84,7 @@ def train(data: Path, out: Path, short_range: bool, schedule: Schedule, guarded_
             first = fit(configuration, long_range, parts["train"], parts["validation"], schedule, report)
             network, best_epoch, seconds, history = first.network, first.best_epoch, first.seconds, first.history
             training = {
-                "schedule": schedule.to_dict(), "best_epoch": best_epoch, "seconds": seconds, "history": history
+                "made_with": made_with, "best_epoch": best_epoch, "seconds": seconds, "history": history
             }  # fmt: skip
             write(
                 first_stage,
