@@ -78,6 +78,8 @@ def test_supercell(model):
     single.calc, double.calc = LESCalculator(model), LESCalculator(model)
     # The set of wave vectors of the doubled cell holds that of the single one, and nothing else has a structure factor.
     single.get_potential_energy(), double.get_potential_energy()
+    long_range = single.calc.results["long_range_energy"]
+    assert double.calc.results["long_range_energy"] == pytest.approx(2 * long_range, rel=1e-10)
     assert double.calc.results["short_range_energy"] == pytest.approx(
         2 * single.calc.results["short_range_energy"], rel=1e-12
     )
