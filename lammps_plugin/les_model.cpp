@@ -25,17 +25,31 @@ namespace les_md {
 using LAMMPS_NS::json;
 using torch::Tensor;
 
-static constexpr int supported_format = 1;
+static constexpr int supported_format = 2;
 static constexpr const char *metadata_name = "les_md.json";
+
+// Own nodes evaluated at a time where there is no message passing: larger tensors leave the processor's cache.
+static constexpr int64_t nodes_per_block = 2048;
 
 struct LESModel::Script {
   torch::jit::Module module;
   torch::Device device{torch::kCPU};
+  torch::jit::IValue plan;
+
+  // A part of the graph in the forward pass, with its tape: own nodes and edges from first to before last
+  struct Block {
+    int64_t first_node, last_node, first_edge, last_edge;
+    Tensor vectors, energy, charge;
+  };
+  std::vector<Block> blocks;
+  Tensor charge;    // of all own nodes, without tape
 
   torch::jit::IValue call(const char *method, std::vector<torch::jit::IValue> arguments)
   {
     return module.get_method(method)(std::move(arguments));
   }
+
+  Tensor plan_entry(const char *key) { return plan.toGenericDict().at(key).toTensor(); }
 };
 
 namespace {
@@ -119,6 +133,31 @@ void copy_out(const Tensor &tensor, std::vector<double> &out)
   out.assign(data, data + host.numel());
 }
 
+void copy_out(const Tensor &tensor, double *out)
+{
+  const Tensor host = tensor.detach().to(torch::kCPU, torch::kFloat64).contiguous();
+  std::copy_n(host.const_data_ptr<double>(), host.numel(), out);
+}
+
+void copy_out(const Tensor &matrix, std::array<double, 9> &out)
+{
+  TORCH_CHECK(matrix.numel() == 9, "a strain derivative must have 9 components");
+  copy_out(matrix, out.data());
+}
+
+// Runs a part of an evaluation and turns what it throws into a message for the user.
+template <class Part> void guarded(Part &&part)
+{
+  // The number of edges changes every step. The optimiser would specialise the first steps for theirs, which costs
+  // seconds for a deep network and gains nothing afterwards.
+  const torch::jit::GraphOptimizerEnabledGuard plain(false);
+  try {
+    part();
+  } catch (const std::exception &error) {
+    throw std::runtime_error(reason(error));
+  }
+}
+
 // Large blocks go back to the system at every free by default and are mapped and zeroed again in the next step.
 void keep_freed_memory()
 {
@@ -153,14 +192,16 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
   try {
     const json metadata = json::parse(extra[metadata_name]);
     const int format = metadata.at("format_version").get<int>();
-    if (format > supported_format)
+    if (format != supported_format)
       throw std::runtime_error("'" + path + "' has format version " + std::to_string(format) +
-                               ", this les_md reads up to " + std::to_string(supported_format) +
-                               ": update les_md or export the model with this version");
+                               ", this les_md reads version " + std::to_string(supported_format) + ": " +
+                               (format > supported_format ? "update les_md or " : "") +
+                               "export the model with this version");
     info_.architecture = metadata.at("architecture").get<std::string>();
     info_.dtype = metadata.at("dtype").get<std::string>();
     info_.elements = metadata.at("elements").get<std::vector<std::string>>();
     info_.cutoff = metadata.at("cutoff").get<double>();
+    info_.num_layers = metadata.at("num_layers").get<int>();
     info_.n_q = metadata.at("n_q").get<int>();
     info_.long_range = !metadata.at("long_range").is_null();
   } catch (const json::exception &error) {
@@ -168,7 +209,7 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
   }
 
   std::vector<std::string> methods{"short_range"};
-  if (info_.long_range) methods.insert(methods.end(), {"spread", "solve", "gather"});
+  if (info_.long_range) methods.insert(methods.end(), {"plan", "describe", "spread", "solve", "gather"});
   for (const auto &method : methods)
     if (!script_->module.find_method(method))
       throw std::runtime_error("'" + path + "' is damaged: the model has no method " + method);
@@ -188,6 +229,7 @@ void LESModel::move_to(const std::string &device)
 {
   script_->device = parse_device(device);
   script_->module.to(script_->device);
+  planned_ = false;
 }
 
 void LESModel::set_threads(int threads)
@@ -195,74 +237,180 @@ void LESModel::set_threads(int threads)
   at::set_num_threads(threads);
 }
 
-void LESModel::evaluate(const Graph &graph, Evaluation &out)
+void LESModel::plan(const PlanRequest &request)
 {
-  // The number of edges changes every step. The optimiser would specialise the first steps for theirs, which costs
-  // seconds for a deep network and gains nothing afterwards.
-  torch::jit::GraphOptimizerEnabledGuard plain(false);
-  try {
-    run(graph, out);
-  } catch (const std::exception &error) {
-    throw std::runtime_error(reason(error));
+  if (!info_.long_range || (planned_ && request == request_)) return;
+  guarded([&] {
+    const torch::NoGradGuard no_tape;
+    const auto device = script_->device;
+    const auto matrix = [&](const double *data, int64_t rows) {
+      return torch::from_blob(const_cast<double *>(data), {rows, 3}, torch::kFloat64).clone().to(device);
+    };
+    script_->plan = script_->call("plan",
+                                  {matrix(request.cell.data(), 3), matrix(request.kset_cell.data(), 3),
+                                   matrix(request.bounds.data(), 2), request.atoms, request.kspace,
+                                   request.accuracy, request.slab});
+    density_is_list_ = script_->plan_entry("solver").item<int64_t>() == 2;
+  });
+  request_ = request;
+  planned_ = true;
+}
+
+std::string LESModel::describe_plan()
+{
+  if (!info_.long_range) return "short range only";
+  std::string text;
+  guarded([&] { text = script_->call("describe", {script_->plan}).toStringRef(); });
+  return text;
+}
+
+bool LESModel::plan_bounds(std::array<double, 6> &bounds)
+{
+  if (!info_.long_range || !planned_ || !script_->plan.toGenericDict().contains("bounds")) return false;
+  const Tensor host = script_->plan_entry("bounds").to(torch::kCPU).contiguous();
+  std::copy_n(host.const_data_ptr<double>(), 6, bounds.begin());
+  return true;
+}
+
+void LESModel::make_blocks(const Graph &graph)
+{
+  script_->blocks.clear();
+  const auto own = static_cast<int64_t>(graph.own);
+  const auto edges = static_cast<int64_t>(graph.centre.size());
+  const int64_t size = info_.num_layers == 1 ? nodes_per_block : std::max<int64_t>(own, 1);
+  int64_t edge = 0;
+  for (int64_t first = 0; first < own; first += size) {
+    Script::Block block{first, std::min(first + size, own), edge, edges, {}, {}, {}};
+    if (block.last_node < own)    // the edges of the last block may start at nodes of other processes too
+      while (edge < edges && graph.centre[edge] < block.last_node) ++edge;
+    else
+      edge = edges;
+    block.last_edge = edge;
+    script_->blocks.push_back(block);
   }
 }
 
-void LESModel::run(const Graph &graph, Evaluation &out)
+void LESModel::forward_block(const Graph &graph, size_t number)
+{
+  auto &block = script_->blocks[number];
+  const auto device = script_->device;
+  const int64_t own = block.last_node - block.first_node, edges = block.last_edge - block.first_edge;
+  Tensor types, edge_index;
+  if (script_->blocks.size() == 1) {
+    types = view(graph.types);
+    edge_index = torch::stack({view(graph.centre), view(graph.neighbour)});
+  } else {
+    // Nodes of the block: its own ones, then the other ends of its edges
+    block_node_.resize(graph.types.size(), -1);
+    std::vector<int64_t> members;
+    for (int64_t node = block.first_node; node < block.last_node; ++node) {
+      block_node_[node] = static_cast<int64_t>(members.size());
+      members.push_back(node);
+    }
+    edge_index = torch::empty({2, edges}, torch::kInt64);
+    auto *index = edge_index.mutable_data_ptr<int64_t>();
+    for (int64_t k = 0; k < edges; ++k) {
+      const int64_t neighbour = graph.neighbour[block.first_edge + k];
+      if (block_node_[neighbour] < 0) {
+        block_node_[neighbour] = static_cast<int64_t>(members.size());
+        members.push_back(neighbour);
+      }
+      index[k] = block_node_[graph.centre[block.first_edge + k]];
+      index[edges + k] = block_node_[neighbour];
+    }
+    types = torch::empty({static_cast<int64_t>(members.size())}, torch::kInt64);
+    auto *type = types.mutable_data_ptr<int64_t>();
+    for (size_t k = 0; k < members.size(); ++k) {
+      type[k] = graph.types[members[k]];
+      block_node_[members[k]] = -1;
+    }
+  }
+  // A copy: the tape outlives this call, the engine's memory need not.
+  block.vectors = torch::from_blob(const_cast<double *>(graph.vectors.data()) + 3 * block.first_edge, {edges, 3},
+                                   torch::kFloat64)
+                      .clone()
+                      .to(device)
+                      .requires_grad_(true);
+  const auto network = script_->call("short_range", {block.vectors, edge_index.to(device), types.to(device)}).toTuple();
+  block.energy = network->elements()[0].toTensor().narrow(0, 0, own);
+  block.charge = network->elements()[1].toTensor().narrow(0, 0, own);
+}
+
+void LESModel::forward(const Graph &graph)
 {
   const auto device = script_->device;
-  const auto nodes = static_cast<int64_t>(graph.types.size());
-  const auto edges = static_cast<int64_t>(graph.centre.size());
-  Clock clock(device);
+  const auto own = static_cast<int64_t>(graph.own);
+  density_.clear();
+  guarded([&] {
+    Clock clock(device);
+    make_blocks(graph);
+    for (size_t k = 0; k < script_->blocks.size(); ++k) forward_block(graph, k);
+    std::vector<Tensor> charges{torch::zeros({0, info_.n_q}, torch::TensorOptions(torch::kFloat64).device(device))};
+    for (const auto &block : script_->blocks) charges.push_back(block.charge.detach());
+    script_->charge = torch::cat(charges);
+    times.forward += clock.lap();
 
-  const Tensor edge_index = torch::stack({view(graph.centre), view(graph.neighbour)}).to(device);
-  const Tensor types = view(graph.types).to(device);
-  Tensor vectors = view(graph.vectors, {edges, 3}).to(device).requires_grad_(true);
+    if (info_.long_range) {
+      const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
+      const Tensor positions = view(graph.positions, {own, 3}).to(device);
+      copy_out(script_->call("spread", {positions, script_->charge, script_->plan}).toTensor(), density_);
+      times.density += clock.lap();
+    }
+  });
+}
 
-  const auto network = script_->call("short_range", {vectors, edge_index, types}).toTuple();
-  const Tensor energy = network->elements()[0].toTensor();
-  const Tensor charge = network->elements()[1].toTensor();
-  times.forward += clock.lap();
+void LESModel::backward(const Graph &graph, Evaluation &out)
+{
+  const auto device = script_->device;
+  const auto own = static_cast<int64_t>(graph.own);
+  guarded([&] {
+    Clock clock(device);
+    Tensor potential;
+    out.long_range_energy.assign(graph.own, 0.0);
+    out.long_range_force.assign(3 * graph.own, 0.0);
+    out.system_strain.fill(0.0);
+    out.atoms_strain.fill(0.0);
+    if (info_.long_range) {
+      const torch::NoGradGuard no_tape;
+      const Tensor density = view(density_, {static_cast<int64_t>(density_.size())}).to(device);
+      const auto solved = script_->call("solve", {density, script_->plan}).toTuple();
+      copy_out(solved->elements()[1].toTensor(), out.system_strain);
+      times.solve += clock.lap();
+      if (own > 0) {
+        const Tensor &q = script_->charge;
+        const Tensor positions = view(graph.positions, {own, 3}).to(device);
+        const auto gathered =
+            script_->call("gather", {solved->elements()[0], positions, q, script_->plan}).toTuple();
+        potential = gathered->elements()[0].toTensor();
+        copy_out((q * potential).sum(1) * 0.5, out.long_range_energy.data());
+        copy_out(gathered->elements()[1].toTensor(), out.long_range_force.data());
+        copy_out(gathered->elements()[2].toTensor(), out.atoms_strain);
+      }
+      times.gather += clock.lap();
+    }
 
-  Tensor potential;
-  out.long_range_energy.assign(nodes, 0.0);
-  out.long_range_force.assign(3 * nodes, 0.0);
-  out.long_range_strain.fill(0.0);
-  if (info_.long_range) {
-    torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
-    const Tensor q = charge.detach();
-    const Tensor positions = view(graph.positions, {nodes, 3}).to(device);
-    const Tensor cell =
-        torch::from_blob(const_cast<double *>(graph.cell.data()), {3, 3}, torch::kFloat64).to(device);
-
-    // densities of disjoint sets of atoms add up: with several ranks they are summed here, before solve
-    const Tensor density = script_->call("spread", {positions, q, cell}).toTensor();
-    const auto solved = script_->call("solve", {density, cell}).toTuple();
-    const auto gathered = script_->call("gather", {solved->elements()[1], positions, q, cell}).toTuple();
-    potential = gathered->elements()[0].toTensor();
-
-    std::vector<double> strain;
-    copy_out(solved->elements()[2].toTensor(), strain);
-    std::copy(strain.begin(), strain.end(), out.long_range_strain.begin());
-    copy_out((q * potential).sum(1) * 0.5, out.long_range_energy);
-    copy_out(gathered->elements()[1].toTensor(), out.long_range_force);
-  }
-  times.electrostatics += clock.lap();
-
-  // dE/d(edge vector) of the whole energy: cotangent 1 for the node energies, the potential for the charges
-  std::vector<Tensor> outputs{energy}, cotangents{torch::ones_like(energy)};
-  if (potential.defined() && charge.requires_grad()) {
-    outputs.push_back(charge);
-    cotangents.push_back(potential);
-  }
-  Tensor gradient;
-  if (edges > 0 && energy.requires_grad())
-    gradient = torch::autograd::grad(outputs, {vectors}, cotangents, c10::nullopt, false, true)[0];
-  if (!gradient.defined()) gradient = torch::zeros_like(vectors);
-
-  copy_out(gradient, out.edge_gradient);
-  copy_out(energy, out.short_range_energy);
-  copy_out(charge, out.charge);
-  times.backward += clock.lap();
+    out.edge_gradient.assign(graph.vectors.size(), 0.0);
+    out.short_range_energy.resize(graph.own);
+    out.charge.resize(graph.own * info_.n_q);
+    copy_out(script_->charge, out.charge.data());
+    for (auto &block : script_->blocks) {
+      // dE/d(edge vector) of the own nodes' energy: cotangent 1 for their energies, the potential for their charges
+      std::vector<Tensor> outputs{block.energy}, cotangents{torch::ones_like(block.energy)};
+      if (potential.defined() && block.charge.requires_grad()) {
+        outputs.push_back(block.charge);
+        cotangents.push_back(potential.narrow(0, block.first_node, block.last_node - block.first_node));
+      }
+      copy_out(block.energy, out.short_range_energy.data() + block.first_node);
+      if (block.last_edge > block.first_edge && block.energy.requires_grad()) {
+        const Tensor gradient =
+            torch::autograd::grad(outputs, {block.vectors}, cotangents, c10::nullopt, false, true)[0];
+        if (gradient.defined()) copy_out(gradient, out.edge_gradient.data() + 3 * block.first_edge);
+      }
+      block = {};    // its memory serves the next one
+    }
+    times.backward += clock.lap();
+  });
+  script_->blocks.clear();
 }
 
 }    // namespace les_md

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// An exported les_md model behind plain C++ types: knows libtorch and nothing of LAMMPS.
+// An exported les_md model behind plain C++ types: knows libtorch and nothing of LAMMPS or MPI.
 // Units: eV, angstrom, elementary charges.
 
 #ifndef LES_MD_LES_MODEL_H
@@ -17,36 +17,57 @@ struct ModelInfo {
   std::string architecture, dtype;
   std::vector<std::string> elements;    // in type order
   double cutoff = 0.0;
+  int num_layers = 1;
   int n_q = 0;
   bool long_range = false;
 };
 
-// Nodes are unique atoms; edge k goes from centre[k] to neighbour[k], both node numbers,
-// with vector r_neighbour - r_centre to the periodic image that is meant.
+// What the long-range sum needs to know of the system, all processes together.
+struct PlanRequest {
+  std::array<double, 9> cell{};         // rows are lattice vectors; all zero for an isolated system
+  std::array<double, 9> kset_cell{};    // the cell whose truncation chooses the wave vectors
+  std::array<double, 6> bounds{};       // lowest, then highest coordinates of an isolated system
+  int64_t atoms = 0;
+  std::string kspace = "auto";
+  double accuracy = 1e-5;
+  bool slab = false;
+
+  bool operator==(const PlanRequest &other) const
+  {
+    return cell == other.cell && kset_cell == other.kset_cell && bounds == other.bounds && atoms == other.atoms &&
+        kspace == other.kspace && accuracy == other.accuracy && slab == other.slab;
+  }
+};
+
+// Nodes are unique atoms, this process's own first; edge k goes from centre[k] to neighbour[k], both node numbers, with
+// vector r_neighbour - r_centre to the periodic image that is meant. Edges from own nodes come first, sorted by centre.
 struct Graph {
   std::vector<int64_t> types;       // [N], positions in ModelInfo::elements
-  std::vector<double> positions;    // [N,3]
+  size_t own = 0;                   // nodes of this process
+  std::vector<double> positions;    // [own,3]
   std::vector<int64_t> centre, neighbour;    // [E]
   std::vector<double> vectors;      // [E,3]
-  std::array<double, 9> cell{};     // rows are lattice vectors; all zero for an isolated system
 };
 
+// Energies, charges and forces of the own nodes; sums over processes are those of the whole system.
 struct Evaluation {
-  std::vector<double> short_range_energy;       // [N]
-  std::vector<double> long_range_energy;        // [N], half of charge times potential
-  std::vector<double> charge;                   // [N,n_q]
-  std::vector<double> edge_gradient;            // [E,3], dE/d(edge vector) including the response of the charges
-  std::vector<double> long_range_force;         // [N,3], at fixed charges
-  std::array<double, 9> long_range_strain{};    // dE/d(strain) at fixed charges
+  std::vector<double> short_range_energy;       // [own]
+  std::vector<double> long_range_energy;        // [own], half of charge times potential
+  std::vector<double> charge;                   // [own,n_q]
+  std::vector<double> edge_gradient;            // [E,3], of the own nodes' energy, charges' response included
+  std::vector<double> long_range_force;         // [own,3], at fixed charges
+  std::array<double, 9> system_strain{};        // dE/d(strain) at fixed charges, the same on every process
+  std::array<double, 9> atoms_strain{};         // what the own atoms add to it
 };
 
+// Seconds, accumulated.
 struct ModelTimes {
-  double forward = 0.0, backward = 0.0, electrostatics = 0.0;    // seconds, accumulated
+  double forward = 0.0, backward = 0.0, density = 0.0, solve = 0.0, gather = 0.0;
 };
 
 class LESModel {
  public:
-  // device: "cpu", "cuda", "cuda:N" or "auto". Throws std::runtime_error with a message for the user.
+  // device: "cpu", "cuda", "cuda:N" or "auto". Throws std::runtime_error with a message for the user, like all others.
   LESModel(const std::string &path, const std::string &device);
   ~LESModel();
 
@@ -54,9 +75,19 @@ class LESModel {
   std::string device() const;
   void move_to(const std::string &device);
 
-  // Node energies and charges, edge gradients, electrostatics of one configuration.
-  // Throws std::runtime_error where the model fails.
-  void evaluate(const Graph &graph, Evaluation &out);
+  // How the long-range sum is done from now on. The same request as the last one costs nothing.
+  void plan(const PlanRequest &request);
+  // The plan in words.
+  std::string describe_plan();
+  // An isolated system on a mesh: the plan serves only atoms within these bounds; otherwise false.
+  bool plan_bounds(std::array<double, 6> &bounds);
+
+  // One evaluation is forward, a sum of the density over processes, and backward.
+  void forward(const Graph &graph);
+  // Densities of the processes are summed; if this is true, they are put one after the other instead.
+  bool density_is_list_of_atoms() const { return density_is_list_; }
+  std::vector<double> &density() { return density_; }
+  void backward(const Graph &graph, Evaluation &out);
 
   ModelTimes times;
 
@@ -64,10 +95,17 @@ class LESModel {
 
  private:
   struct Script;
-  void run(const Graph &graph, Evaluation &out);
+
+  void make_blocks(const Graph &graph);
+  void forward_block(const Graph &graph, size_t number);
 
   std::unique_ptr<Script> script_;
   ModelInfo info_;
+  PlanRequest request_;
+  bool planned_ = false;
+  bool density_is_list_ = false;
+  std::vector<double> density_;
+  std::vector<int64_t> block_node_;    // node of a block for each node of the graph, -1 between uses
 };
 
 }    // namespace les_md

@@ -11,25 +11,32 @@
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "platform.h"
+#include "timer.h"
 #include "update.h"
 #include "utils.h"
 
 #include <algorithm>
 #include <cmath>
-#include <unordered_map>
+#include <limits>
+
+#include <mpi.h>
+#include <sys/resource.h>
 
 using namespace LAMMPS_NS;
 
 /* ---------------------------------------------------------------------- */
 
 PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
-    Pair(lmp), device_("cpu"), threads_(0), write_charges_(false), mapped_step_(-1), graph_time_(0.0), calls_(0)
+    Pair(lmp), device_("cpu"), threads_(0), write_charges_(false), kspace_("auto"), accuracy_(1e-5), slab_(false),
+    fixed_kset_(false), ghost_cutoff_(0.0), with_ghost_neighbors_(false), graph_(lmp), mapped_step_(-1),
+    total_atoms_(0), planned_atoms_(-1), kset_chosen_(false), kset_cell_{}, graph_reported_(false), graph_time_(0.0),
+    reduction_time_(0.0), calls_(0)
 {
   single_enable = 0;
   restartinfo = 0;
   one_coeff = 1;
   manybody_flag = 1;
-  no_virial_fdotr_compute = 1;    // forces go to own atoms only, so sum of f*r over ghosts is not the virial
+  no_virial_fdotr_compute = 1;    // the long-range part has no pairs, and ghosts no long-range force
   centroidstressflag = CENTROID_NOTAVAIL;
   unit_convert_flag = utils::get_supported_conversions(utils::ENERGY);
 
@@ -42,9 +49,11 @@ PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
 PairMLIAPLES::~PairMLIAPLES()
 {
   delete[] pvector;
+  if (ghost_cutoff_ > 0.0 && comm->cutghostuser == ghost_cutoff_) comm->cutghostuser = 0.0;
   if (allocated) {
     memory->destroy(setflag);
     memory->destroy(cutsq);
+    memory->destroy(cutghost);
   }
 }
 
@@ -58,21 +67,137 @@ void PairMLIAPLES::compute(int eflag, int vflag)
                       "atoms; use compute pressure for the global one");
 
   const double start = platform::walltime();
-  if (neighbor->ago == 0 || neighbor->lastcall != mapped_step_ ||
-      node_of_.size() != static_cast<size_t>(atom->nlocal + atom->nghost))
-    map_atoms_to_nodes();
-  build_graph();
+  std::string problem;
+  const bool new_list = neighbor->ago == 0 || neighbor->lastcall != mapped_step_;    // the same on every process
+  if (new_list || !graph_.maps(atom->nlocal + atom->nghost)) problem = graph_.map_images(type_of_);
+  if (new_list) {
+    mapped_step_ = neighbor->lastcall;
+    const bigint own = graph_.mapped_atoms();
+    MPI_Allreduce(&own, &total_atoms_, 1, MPI_LMP_BIGINT, MPI_SUM, world);
+  }
+  if (problem.empty()) problem = graph_.build(list, model_->info().cutoff, model_->info().num_layers);
+  stop_if_any(problem);
   graph_time_ += platform::walltime() - start;
-  ++calls_;
+
+  plan(false);
+  if (!graph_reported_) report_graph();
 
   try {
-    model_->evaluate(graph_, result_);
+    model_->forward(graph_.graph());
   } catch (const std::exception &failure) {
-    error->one(FLERR, "Pair style mliap/les: the model failed at step {}: {}", update->ntimestep, failure.what());
+    problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
   }
+  stop_if_any(problem);
+  if (model_->info().long_range) reduce_density();
+  double nearest = 0.0;
+  try {
+    model_->backward(graph_.graph(), result_);
+    problem = find_non_finite(nearest);
+  } catch (const std::exception &failure) {
+    problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
+  }
+  stop_if_any(problem, nearest);
+  ++calls_;
 
   apply_forces();
   store_charges();
+}
+
+/* ----------------------------------------------------------------------
+   stops all processes with one message if any of them has a problem: that of the process with the lowest order
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::stop_if_any(const std::string &problem, double order) const
+{
+  struct {
+    double order;
+    int rank;
+  } first{problem.empty() ? std::numeric_limits<double>::infinity() : order, comm->me};
+  if (comm->nprocs > 1) MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_DOUBLE_INT, MPI_MINLOC, world);
+  if (std::isinf(first.order)) return;
+
+  int length = static_cast<int>(problem.size());
+  MPI_Bcast(&length, 1, MPI_INT, first.rank, world);
+  std::string message(problem);
+  message.resize(length);
+  MPI_Bcast(&message[0], length, MPI_CHAR, first.rank, world);
+  error->all(FLERR, "Pair style mliap/les: {}", message);
+}
+
+/* ----------------------------------------------------------------------
+   how the long-range sum is done for the present box
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::plan(bool for_check)
+{
+  if (!model_->info().long_range) return;
+  les_md::PlanRequest request;
+  request.kspace = kspace_;
+  request.accuracy = accuracy_;
+  request.slab = slab_;
+  request.atoms = for_check ? 1 : total_atoms_;
+
+  if (domain->xperiodic || domain->yperiodic || domain->zperiodic) {
+    request.cell = {domain->xprd, 0.0, 0.0, domain->xy, domain->yprd, 0.0, domain->xz, domain->yz, domain->zprd};
+    if (!for_check && !kset_chosen_) {
+      kset_cell_ = request.cell;
+      kset_chosen_ = true;
+    }
+    request.kset_cell = fixed_kset_ && kset_chosen_ ? kset_cell_ : request.cell;
+  } else if (!for_check && kspace_ != "ewald") {
+    // lowest coordinates, and the highest with their sign turned, so that one minimum serves both
+    std::array<double, 6> bounds;
+    bounds.fill(std::numeric_limits<double>::max());
+    const auto &positions = graph_.graph().positions;
+    for (size_t k = 0; k < positions.size(); ++k) {
+      bounds[k % 3] = std::min(bounds[k % 3], positions[k]);
+      bounds[3 + k % 3] = std::min(bounds[3 + k % 3], -positions[k]);
+    }
+    MPI_Allreduce(MPI_IN_PLACE, bounds.data(), 6, MPI_DOUBLE, MPI_MIN, world);
+    for (int a = 0; a < 3; ++a) bounds[3 + a] = total_atoms_ > 0 ? -bounds[3 + a] : 0.0;
+    for (int a = 0; a < 3; ++a) bounds[a] = total_atoms_ > 0 ? bounds[a] : 0.0;
+    std::array<double, 6> planned;
+    bool inside = model_->plan_bounds(planned) && planned_atoms_ == total_atoms_;
+    for (int a = 0; a < 3; ++a) inside = inside && bounds[a] >= planned[a] && bounds[3 + a] <= planned[3 + a];
+    if (inside) return;
+    request.bounds = bounds;
+  }
+
+  std::string problem;
+  try {
+    model_->plan(request);
+  } catch (const std::exception &failure) {
+    problem = failure.what();
+  }
+  stop_if_any(problem);
+  planned_atoms_ = request.atoms;
+}
+
+/* ----------------------------------------------------------------------
+   the density of all atoms, from that of each process
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::reduce_density()
+{
+  if (comm->nprocs == 1) return;
+  const double start = platform::walltime();
+  auto &density = model_->density();
+  int length = static_cast<int>(density.size());
+  if (model_->density_is_list_of_atoms()) {
+    std::vector<int> lengths(comm->nprocs), offsets(comm->nprocs, 0);
+    MPI_Allgather(&length, 1, MPI_INT, lengths.data(), 1, MPI_INT, world);
+    for (int rank = 1; rank < comm->nprocs; ++rank) offsets[rank] = offsets[rank - 1] + lengths[rank - 1];
+    std::vector<double> all(static_cast<size_t>(offsets.back()) + lengths.back());
+    MPI_Allgatherv(density.data(), length, MPI_DOUBLE, all.data(), lengths.data(), offsets.data(), MPI_DOUBLE, world);
+    density.swap(all);
+  } else {
+    // Pieces, since MPI counts in int
+    constexpr size_t piece = 1 << 28;
+    for (size_t first = 0; first < density.size(); first += piece)
+      MPI_Allreduce(MPI_IN_PLACE, density.data() + first, static_cast<int>(std::min(piece, density.size() - first)),
+                    MPI_DOUBLE, MPI_SUM, world);
+  }
+  reduction_time_ += platform::walltime() - start;
 }
 
 /* ---------------------------------------------------------------------- */
@@ -83,6 +208,7 @@ void PairMLIAPLES::allocate()
   const int n = atom->ntypes + 1;
   memory->create(setflag, n, n, "pair:setflag");
   memory->create(cutsq, n, n, "pair:cutsq");
+  memory->create(cutghost, n, n, "pair:cutghost");
 }
 
 /* ---------------------------------------------------------------------- */
@@ -92,11 +218,17 @@ void PairMLIAPLES::settings(int narg, char **arg)
   device_ = "cpu";
   threads_ = 0;
   write_charges_ = false;
+  kspace_ = "auto";
+  accuracy_ = 1e-5;
+  slab_ = fixed_kset_ = false;
 
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
-    if (keyword != "device" && keyword != "threads" && keyword != "kspace" && keyword != "charges")
-      error->all(FLERR, "Unknown pair_style mliap/les keyword '{}': known are device, threads, kspace, charges",
+    if (keyword != "device" && keyword != "threads" && keyword != "kspace" && keyword != "accuracy" &&
+        keyword != "kset" && keyword != "slab" && keyword != "charges")
+      error->all(FLERR,
+                 "Unknown pair_style mliap/les keyword '{}': known are kspace, accuracy, kset, slab, charges, threads, "
+                 "device",
                  keyword);
     if (iarg + 1 >= narg) error->all(FLERR, "Pair_style mliap/les keyword '{}' needs a value", keyword);
     const std::string value = arg[iarg + 1];
@@ -107,22 +239,31 @@ void PairMLIAPLES::settings(int narg, char **arg)
       threads_ = utils::inumeric(FLERR, value, false, lmp);
       if (threads_ < 1) error->all(FLERR, "Pair_style mliap/les threads must be at least 1, not {}", value);
     } else if (keyword == "kspace") {
-      if (value == "mesh")
-        error->all(FLERR, "Pair_style mliap/les kspace mesh is not available in this version: use ewald");
-      if (value != "auto" && value != "ewald")
-        error->all(FLERR, "Unknown pair_style mliap/les kspace '{}': give auto or ewald", value);
+      if (value != "auto" && value != "ewald" && value != "mesh")
+        error->all(FLERR, "Unknown pair_style mliap/les kspace '{}': give auto, ewald or mesh", value);
+      kspace_ = value;
+    } else if (keyword == "accuracy") {
+      accuracy_ = utils::numeric(FLERR, value, false, lmp);
+    } else if (keyword == "kset") {
+      if (value != "follow" && value != "fixed")
+        error->all(FLERR, "Unknown pair_style mliap/les kset '{}': give follow or fixed", value);
+      fixed_kset_ = value == "fixed";
+    } else if (keyword == "slab") {
+      slab_ = utils::logical(FLERR, value, false, lmp) == 1;
     } else {
       write_charges_ = utils::logical(FLERR, value, false, lmp) == 1;
     }
   }
 
+  std::string problem;
   if (model_) {    // the same style named again: pair_coeff stays valid
     try {
       model_->move_to(device_);
     } catch (const std::exception &failure) {
-      error->all(FLERR, "Pair_style mliap/les: {}", failure.what());
+      problem = failure.what();
     }
   }
+  stop_if_any(problem);
 }
 
 /* ---------------------------------------------------------------------- */
@@ -136,13 +277,19 @@ void PairMLIAPLES::coeff(int narg, char **arg)
     error->all(FLERR, "Pair_coeff for mliap/les names {} elements for {} atom types: give one element or NULL per type",
                narg - 3, atom->ntypes);
 
-  std::string path = utils::get_potential_file_path(arg[2]);
-  if (path.empty()) error->all(FLERR, "Pair_coeff for mliap/les: model file '{}' not found", arg[2]);
-  try {
-    model_ = std::make_unique<les_md::LESModel>(path, device_);
-  } catch (const std::exception &failure) {
-    error->all(FLERR, "Pair_coeff for mliap/les: {}", failure.what());
+  const std::string path = utils::get_potential_file_path(arg[2]);
+  std::string problem;
+  if (path.empty()) {
+    problem = fmt::format("model file '{}' not found", arg[2]);
+  } else {
+    try {
+      model_ = std::make_unique<les_md::LESModel>(path, device_);
+    } catch (const std::exception &failure) {
+      problem = failure.what();
+    }
   }
+  stop_if_any(problem);
+  graph_reported_ = false;
   const auto &info = model_->info();
 
   type_of_.assign(atom->ntypes + 1, -1);
@@ -174,7 +321,7 @@ void PairMLIAPLES::coeff(int narg, char **arg)
   if (comm->me == 0)
     utils::logmesg(lmp, "mliap/les: {} ({}, {}), types{}, cutoff {:g}, {}, device {}, {} thread{}\n", arg[2],
                    info.architecture, info.dtype, mapping, info.cutoff,
-                   info.long_range ? "kspace ewald" : "short range only", model_->device(), threads,
+                   info.long_range ? "kspace " + kspace_ : "short range only", model_->device(), threads,
                    threads == 1 ? "" : "s");
 }
 
@@ -187,9 +334,6 @@ void PairMLIAPLES::init_style()
     error->all(FLERR, "Pair style mliap/les works in units metal or real, not {}", units);
   if (!model_) error->all(FLERR, "Pair style mliap/les has no model: give pair_coeff * * FILE and the elements");
   if (domain->dimension != 3) error->all(FLERR, "Pair style mliap/les needs dimension 3");
-  if (comm->nprocs > 1)
-    error->all(FLERR, "Pair style mliap/les runs on one MPI rank in this version, not on {}: use its threads",
-               comm->nprocs);
   if (!force->newton_pair) error->all(FLERR, "Pair style mliap/les needs newton on for pairs");
   if (!atom->tag_enable) error->all(FLERR, "Pair style mliap/les needs atom IDs: remove atom_modify id no");
   if (write_charges_ && !atom->q_flag)
@@ -200,13 +344,76 @@ void PairMLIAPLES::init_style()
   check_boundaries();
   check_neighbor_settings();
 
-  les_md::LESModel::set_threads(threads_ > 0 ? threads_ : comm->nthreads);
-  neighbor->add_request(this, NeighConst::REQ_FULL);
+  if (slab_ && !(domain->xperiodic && domain->yperiodic && !domain->zperiodic))
+    error->all(FLERR, "Pair_style mliap/les slab yes needs boundary p p f");
+  if (slab_ && !model_->info().long_range)
+    error->all(FLERR, "Pair_style mliap/les slab yes needs a model with long-range energy");
 
-  node_of_.clear();
+  les_md::LESModel::set_threads(threads_ > 0 ? threads_ : comm->nthreads);
+  request_ghosts();
+  neighbor->add_request(this, with_ghost_neighbors_ ? NeighConst::REQ_FULL | NeighConst::REQ_GHOST
+                                                    : NeighConst::REQ_FULL);
+
+  graph_.clear();
+  mapped_step_ = -1;
+  kset_chosen_ = false;
+  plan(true);
   model_->times = {};
-  graph_time_ = 0.0;
+  graph_time_ = reduction_time_ = 0.0;
   calls_ = 0;
+}
+
+/* ----------------------------------------------------------------------
+   on several processes a message-passing network needs ghosts, and neighbors of ghosts, from further than one cutoff
+------------------------------------------------------------------------- */
+
+double PairMLIAPLES::needed_ghost_cutoff() const
+{
+  if (!model_ || comm->nprocs == 1 || model_->info().num_layers == 1) return 0.0;
+  return model_->info().num_layers * model_->info().cutoff + neighbor->skin;
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairMLIAPLES::request_ghosts()
+{
+  const auto &info = model_->info();
+  const double needed = needed_ghost_cutoff();
+  with_ghost_neighbors_ = needed > 0.0;
+  ghostneigh = with_ghost_neighbors_ ? 1 : 0;
+
+  // LAMMPS has one ghost cutoff for all instances of this style under pair_style hybrid.
+  double needed_by_all = needed;
+  bool by_user = comm->cutghostuser != 0.0 && comm->cutghostuser != ghost_cutoff_;
+  const PairMLIAPLES *last = nullptr;
+  for (int n = 1;; ++n) {
+    const auto *other = dynamic_cast<const PairMLIAPLES *>(force->pair_match("^mliap/les", 0, n));
+    if (!other || other == last) break;
+    last = other;
+    needed_by_all = std::max(needed_by_all, other->needed_ghost_cutoff());
+    if (comm->cutghostuser == other->ghost_cutoff_) by_user = false;
+  }
+  ghost_cutoff_ = 0.0;
+  if (!by_user) comm->cutghostuser = ghost_cutoff_ = needed_by_all;
+  if (!with_ghost_neighbors_) return;
+
+  if (comm->mode != Comm::SINGLE)
+    error->all(FLERR,
+               "Pair style mliap/les: a model of {} layers on several MPI ranks needs one ghost cutoff: use comm_modify "
+               "mode single",
+               info.num_layers);
+  if (neighbor->style != Neighbor::BIN && neighbor->style != Neighbor::NSQ)
+    error->all(FLERR,
+               "Pair style mliap/les: a model of {} layers on several MPI ranks needs neighbors of ghost atoms, which "
+               "LAMMPS lists with neighbor style bin or nsq only: use neighbor {:g} bin",
+               info.num_layers, neighbor->skin);
+  if (comm->cutghostuser < needed)
+    error->all(FLERR,
+               "Pair style mliap/les: the ghost cutoff {:g} of comm_modify is below the {:g} angstrom that {} layers of "
+               "cutoff {:g} and the neighbor skin {:g} need on several MPI ranks: remove it, or use: comm_modify cutoff "
+               "{:g}",
+               comm->cutghostuser, needed, info.num_layers, info.cutoff, neighbor->skin,
+               std::ceil(10.0 * needed_by_all) / 10.0);
 }
 
 /* ----------------------------------------------------------------------
@@ -250,114 +457,76 @@ void PairMLIAPLES::check_neighbor_settings() const
 
 /* ---------------------------------------------------------------------- */
 
-double PairMLIAPLES::init_one(int, int)
+double PairMLIAPLES::init_one(int i, int j)
 {
+  cutghost[i][j] = cutghost[j][i] = model_->info().cutoff;
   return model_->info().cutoff;
 }
 
 /* ----------------------------------------------------------------------
-   nodes are unique atoms: all periodic images of an atom share its node
+   what is not a number in the last evaluation, or nothing
+   a bad pair spoils the charges, and so the results, of all processes: nearest tells which of them has it
 ------------------------------------------------------------------------- */
 
-void PairMLIAPLES::map_atoms_to_nodes()
+std::string PairMLIAPLES::find_non_finite(double &nearest) const
 {
-  const int nlocal = atom->nlocal;
-  const int nall = nlocal + atom->nghost;
-  const tagint *tag = atom->tag;
-  const int *type = atom->type;
+  const auto sum = [](const std::vector<double> &values) {
+    double total = 0.0;
+    for (const double value : values) total += value;
+    return total;
+  };
+  std::string what;
+  if (!std::isfinite(sum(result_.short_range_energy)) || !std::isfinite(sum(result_.long_range_energy)))
+    what = "energy";
+  else if (!std::isfinite(sum(result_.edge_gradient)) || !std::isfinite(sum(result_.long_range_force)))
+    what = "force";
+  else
+    return "";
 
-  mapped_step_ = neighbor->lastcall;
-  node_of_.assign(nall, -1);
-  atom_of_.clear();
-  graph_.types.clear();
-  std::unordered_map<tagint, int> node_of_tag;
-  node_of_tag.reserve(nlocal);
-  for (int i = 0; i < nlocal; ++i) {
-    if (type_of_[type[i]] < 0) continue;
-    node_of_[i] = static_cast<int>(atom_of_.size());
-    node_of_tag[tag[i]] = node_of_[i];
-    atom_of_.push_back(i);
-    graph_.types.push_back(type_of_[type[i]]);
-  }
-  for (int i = nlocal; i < nall; ++i) {
-    if (type_of_[type[i]] < 0) continue;
-    const auto found = node_of_tag.find(tag[i]);
-    if (found == node_of_tag.end())
-      error->one(FLERR, "Pair style mliap/les: ghost atom with ID {} has no owner", tag[i]);
-    node_of_[i] = found->second;
-  }
-}
-
-/* ----------------------------------------------------------------------
-   positions, box and all edges within the cutoff, from the neighbor list
-------------------------------------------------------------------------- */
-
-void PairMLIAPLES::build_graph()
-{
-  double **x = atom->x;
-  graph_.positions.resize(3 * atom_of_.size());
-  for (size_t node = 0; node < atom_of_.size(); ++node)
-    for (int a = 0; a < 3; ++a) {
-      const double value = x[atom_of_[node]][a];
-      if (!std::isfinite(value))
-        error->one(FLERR, "Pair style mliap/les: position of atom {} is not a number at step {}",
-                   atom->tag[atom_of_[node]], update->ntimestep);
-      graph_.positions[3 * node + a] = value;
-    }
-
-  graph_.cell.fill(0.0);
-  if (domain->xperiodic || domain->yperiodic || domain->zperiodic)
-    graph_.cell = {domain->xprd, 0.0, 0.0, domain->xy, domain->yprd, 0.0, domain->xz, domain->yz, domain->zprd};
-
-  graph_.centre.clear();
-  graph_.neighbour.clear();
-  graph_.vectors.clear();
-  const double limit = model_->info().cutoff * model_->info().cutoff;
-  for (int ii = 0; ii < list->inum; ++ii) {
-    const int i = list->ilist[ii];
-    const int centre = node_of_[i];
-    if (centre < 0) continue;
-    const int *neighbors = list->firstneigh[i];
-    for (int jj = 0; jj < list->numneigh[i]; ++jj) {
-      const int j = neighbors[jj] & NEIGHMASK;
-      if (node_of_[j] < 0) continue;
-      const double dx = x[j][0] - x[i][0], dy = x[j][1] - x[i][1], dz = x[j][2] - x[i][2];
-      if (dx * dx + dy * dy + dz * dz >= limit) continue;
-      graph_.centre.push_back(centre);
-      graph_.neighbour.push_back(node_of_[j]);
-      graph_.vectors.insert(graph_.vectors.end(), {dx, dy, dz});
+  const auto &graph = graph_.graph();
+  nearest = std::numeric_limits<double>::max();
+  size_t edge = 0;
+  for (size_t k = 0; k < graph.centre.size(); ++k) {
+    const double *r = &graph.vectors[3 * k];
+    const double d = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
+    if (d < nearest) {
+      nearest = d;
+      edge = k;
     }
   }
+  std::string hint;
+  if (!graph.centre.empty())
+    hint = fmt::format("; the closest atoms, {} and {}, are {:.4g} angstrom apart",
+                       atom->tag[graph_.centre_atom(edge)], atom->tag[graph_.neighbour_atom(edge)], nearest);
+  return fmt::format("the model gives a non-finite {} at step {}{}", what, update->ntimestep, hint);
 }
 
 /* ----------------------------------------------------------------------
    energy, forces and virial of the last evaluation in units of the input
+   the energies are those of the own atoms, so sums over processes count nothing twice
 ------------------------------------------------------------------------- */
 
 void PairMLIAPLES::apply_forces()
 {
   const bool real = utils::strmatch(update->unit_style, "^real");
   const double scale = real ? utils::get_conversion_factor(utils::ENERGY, utils::METAL2REAL) : 1.0;
+  const auto &graph = graph_.graph();
 
-  double short_range = 0.0, long_range = 0.0;
-  for (size_t node = 0; node < atom_of_.size(); ++node) {
-    short_range += result_.short_range_energy[node];
-    long_range += result_.long_range_energy[node];
+  pvector[0] = pvector[1] = 0.0;    // compute pair sums over processes
+  for (size_t node = 0; node < graph.own; ++node) {
+    pvector[0] += scale * result_.short_range_energy[node];
+    pvector[1] += scale * result_.long_range_energy[node];
   }
-  if (!std::isfinite(short_range) || !std::isfinite(long_range)) stop_non_finite("energy");
-  short_range *= scale;
-  long_range *= scale;
 
+  // Forces on ghosts go home by reverse communication.
   double **f = atom->f;
   double w[6] = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
-  double check = 0.0;
-  for (size_t k = 0; k < graph_.centre.size(); ++k) {
-    const double *g = &result_.edge_gradient[3 * k], *r = &graph_.vectors[3 * k];
-    double *fi = f[atom_of_[graph_.centre[k]]], *fj = f[atom_of_[graph_.neighbour[k]]];
+  for (size_t k = 0; k < graph.centre.size(); ++k) {
+    const double *g = &result_.edge_gradient[3 * k], *r = &graph.vectors[3 * k];
+    double *fi = f[graph_.centre_atom(k)], *fj = f[graph_.neighbour_atom(k)];
     for (int a = 0; a < 3; ++a) {
       fi[a] += scale * g[a];
       fj[a] -= scale * g[a];
-      check += g[a];
     }
     w[0] -= r[0] * g[0];
     w[1] -= r[1] * g[1];
@@ -366,30 +535,22 @@ void PairMLIAPLES::apply_forces()
     w[4] -= 0.5 * (r[0] * g[2] + r[2] * g[0]);
     w[5] -= 0.5 * (r[1] * g[2] + r[2] * g[1]);
   }
-  for (size_t node = 0; node < atom_of_.size(); ++node)
-    for (int a = 0; a < 3; ++a) {
-      f[atom_of_[node]][a] += scale * result_.long_range_force[3 * node + a];
-      check += result_.long_range_force[3 * node + a];
-    }
-  if (!std::isfinite(check)) stop_non_finite("force");
+  for (size_t node = 0; node < graph.own; ++node)
+    for (int a = 0; a < 3; ++a) f[graph_.own_atom(node)][a] += scale * result_.long_range_force[3 * node + a];
 
-  pvector[0] = short_range;
-  pvector[1] = long_range;
   if (eflag_global) {
-    eng_vdwl += short_range;
-    eng_coul += long_range;
+    eng_vdwl += pvector[0];
+    eng_coul += pvector[1];
   }
   if (eflag_atom)
-    for (size_t node = 0; node < atom_of_.size(); ++node)
-      eatom[atom_of_[node]] += scale * (result_.short_range_energy[node] + result_.long_range_energy[node]);
+    for (size_t node = 0; node < graph.own; ++node)
+      eatom[graph_.own_atom(node)] += scale * (result_.short_range_energy[node] + result_.long_range_energy[node]);
   if (vflag_global) {
-    const auto &s = result_.long_range_strain;
-    w[0] -= s[0];
-    w[1] -= s[4];
-    w[2] -= s[8];
-    w[3] -= 0.5 * (s[1] + s[3]);
-    w[4] -= 0.5 * (s[2] + s[6]);
-    w[5] -= 0.5 * (s[5] + s[7]);
+    for (int k = 0; k < 9; ++k) {
+      static constexpr int voigt[9] = {0, 3, 4, 3, 1, 5, 4, 5, 2};
+      const double strain = result_.atoms_strain[k] + (comm->me == 0 ? result_.system_strain[k] : 0.0);
+      w[voigt[k]] -= (k % 4 == 0 ? 1.0 : 0.5) * strain;
+    }
     for (int k = 0; k < 6; ++k) virial[k] += scale * w[k];
   }
 }
@@ -400,55 +561,81 @@ void PairMLIAPLES::store_charges()
 {
   const int n_q = model_->info().n_q;
   charge_.assign(static_cast<size_t>(n_q) * atom->nlocal, 0.0);
-  for (size_t node = 0; node < atom_of_.size(); ++node)
-    std::copy_n(&result_.charge[n_q * node], n_q, &charge_[static_cast<size_t>(n_q) * atom_of_[node]]);
-  if (write_charges_)
-    for (const int i : atom_of_) atom->q[i] = charge_[i];
-}
-
-/* ---------------------------------------------------------------------- */
-
-void PairMLIAPLES::stop_non_finite(const std::string &what) const
-{
-  double nearest = -1.0;
-  size_t edge = 0;
-  for (size_t k = 0; k < graph_.centre.size(); ++k) {
-    const double *r = &graph_.vectors[3 * k];
-    const double d = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
-    if (nearest < 0.0 || d < nearest) {
-      nearest = d;
-      edge = k;
-    }
+  for (size_t node = 0; node < graph_.graph().own; ++node) {
+    const int i = graph_.own_atom(node);
+    std::copy_n(&result_.charge[n_q * node], n_q, &charge_[static_cast<size_t>(n_q) * i]);
+    if (write_charges_) atom->q[i] = charge_[i];
   }
-  std::string hint;
-  if (nearest >= 0.0)
-    hint = fmt::format("; the closest atoms, {} and {}, are {:.4g} angstrom apart",
-                       atom->tag[atom_of_[graph_.centre[edge]]], atom->tag[atom_of_[graph_.neighbour[edge]]], nearest);
-  error->one(FLERR, "Pair style mliap/les: the model gives a non-finite {} at step {}{}", what, update->ntimestep,
-             hint);
 }
 
-/* ---------------------------------------------------------------------- */
+/* ----------------------------------------------------------------------
+   once: how the long-range sum is done, and what the ranks share beyond their own atoms and edges
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::report_graph()
+{
+  graph_reported_ = true;
+  const auto &graph = graph_.graph();
+  const double mine[4] = {static_cast<double>(graph.own), static_cast<double>(graph.types.size()),
+                          static_cast<double>(graph_.own_edges()), static_cast<double>(graph.centre.size())};
+  double sum[4], most[4];
+  MPI_Reduce(mine, sum, 4, MPI_DOUBLE, MPI_SUM, 0, world);
+  MPI_Reduce(mine, most, 4, MPI_DOUBLE, MPI_MAX, 0, world);
+  if (comm->me != 0) return;
+  if (model_->info().long_range)
+    utils::logmesg(lmp, "mliap/les: long-range sum by {}\n", model_->describe_plan());
+  const auto ratio = [](double all, double ideal) { return ideal > 0.0 ? all / ideal : 1.0; };
+  utils::logmesg(lmp,
+                 "mliap/les: per rank {:.0f} own atoms (at most {:.0f}), {:.0f} nodes ({:.2f} times the own atoms), "
+                 "{:.0f} edges ({:.2f} times those of own atoms)\n",
+                 sum[0] / comm->nprocs, most[0], sum[1] / comm->nprocs, ratio(sum[1], sum[0]), sum[3] / comm->nprocs,
+                 ratio(sum[3], sum[2]));
+}
+
+/* ----------------------------------------------------------------------
+   mean time of the parts of a step, as the slowest rank has it, and memory
+------------------------------------------------------------------------- */
 
 void PairMLIAPLES::finish()
 {
-  if (comm->me != 0 || calls_ == 0) return;
+  if (calls_ == 0) return;
   const auto &t = model_->times;
+  struct rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
   const double ms = 1000.0 / static_cast<double>(calls_);
-  utils::logmesg(lmp,
-                 "mliap/les: {} evaluations, ms each: graph {:.3f} network-forward {:.3f} network-backward {:.3f} "
-                 "electrostatics {:.3f}\n",
-                 calls_, ms * graph_time_, ms * t.forward, ms * t.backward, ms * t.electrostatics);
+  const double mine[9] = {ms * timer->get_wall(Timer::NEIGH),
+                          ms * graph_time_,
+                          ms * t.forward,
+                          ms * t.density,
+                          ms * reduction_time_,
+                          ms * t.solve,
+                          ms * t.gather,
+                          ms * t.backward,
+                          static_cast<double>(usage.ru_maxrss) / 1024.0};
+  double most[9], sum[9];
+  MPI_Reduce(mine, most, 9, MPI_DOUBLE, MPI_MAX, 0, world);
+  MPI_Reduce(mine, sum, 9, MPI_DOUBLE, MPI_SUM, 0, world);
+  if (comm->me != 0) return;
+  static const char *const names[8] = {"neighbours", "graph", "network-forward", "density",
+                                       "reduction",  "solve", "gather",          "network-backward"};
+  std::string text = fmt::format("mliap/les: {} evaluations, ms each", calls_);
+  if (comm->nprocs > 1) text += " (mean of the ranks, slowest)";
+  text += ":";
+  for (int k = 0; k < 8; ++k) {
+    text += fmt::format(" {} {:.3f}", names[k], sum[k] / comm->nprocs);
+    if (comm->nprocs > 1) text += fmt::format(" ({:.3f})", most[k]);
+  }
+  utils::logmesg(lmp, "{}\nmliap/les: peak memory per rank {:.0f} MB, at most {:.0f} MB\n", text,
+                 sum[8] / comm->nprocs, most[8]);
 }
 
 /* ---------------------------------------------------------------------- */
 
 double PairMLIAPLES::memory_usage()
 {
-  double bytes = Pair::memory_usage();
-  bytes += static_cast<double>(graph_.vectors.capacity() + result_.edge_gradient.capacity()) * sizeof(double);
-  bytes += static_cast<double>(graph_.centre.capacity() + graph_.neighbour.capacity()) * sizeof(int64_t);
-  bytes += static_cast<double>(node_of_.capacity()) * sizeof(int);
+  double bytes = Pair::memory_usage() + graph_.memory_usage();
+  bytes += static_cast<double>(result_.edge_gradient.capacity()) * sizeof(double);
+  if (model_) bytes += static_cast<double>(model_->density().capacity()) * sizeof(double);
   return bytes;
 }
 

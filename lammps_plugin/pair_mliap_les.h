@@ -7,7 +7,9 @@
 #include "pair.h"
 
 #include "les_model.h"
+#include "unique_atom_graph.h"
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,29 +34,41 @@ class PairMLIAPLES : public Pair {
   void allocate();
   void check_boundaries() const;
   void check_neighbor_settings() const;
-  void map_atoms_to_nodes();
-  void build_graph();
+  double needed_ghost_cutoff() const;
+  void request_ghosts();
+  void plan(bool for_check);
+  void stop_if_any(const std::string &problem, double order = 0.0) const;
+  void reduce_density();
+  std::string find_non_finite(double &nearest) const;
   void apply_forces();
   void store_charges();
-  [[noreturn]] void stop_non_finite(const std::string &what) const;
+  void report_graph();
 
   std::string device_;
   int threads_;
   bool write_charges_;
+  std::string kspace_;
+  double accuracy_;
+  bool slab_, fixed_kset_;
 
   std::unique_ptr<les_md::LESModel> model_;
   std::vector<int> type_of_;    // model type of each atom type, -1 for NULL
+  double ghost_cutoff_;         // what the instances of this style asked LAMMPS for, 0 if nothing
+  bool with_ghost_neighbors_;
 
-  std::vector<int> node_of_;    // node of each own and ghost atom, -1 for atoms of NULL types
-  std::vector<int> atom_of_;    // own atom of each node
-  bigint mapped_step_;          // step of the neighbor list these two belong to
-  les_md::Graph graph_;
+  UniqueAtomGraph graph_;
   les_md::Evaluation result_;
+  bigint mapped_step_;    // step of the neighbor list the images were mapped for
+  bigint total_atoms_;    // that take part, of all processes
+  bigint planned_atoms_;
+  bool kset_chosen_;
+  std::array<double, 9> kset_cell_;
+  bool graph_reported_;
 
   std::vector<double> charge_;    // [nlocal,n_q], zero for atoms of NULL types
   std::vector<double *> charge_rows_;
 
-  double graph_time_;
+  double graph_time_, reduction_time_;
   bigint calls_;
 };
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-SOURCES = ("les_model.cpp", "pair_mliap_les.cpp", "plugin.cpp")
-HEADERS = ("les_model.h", "pair_mliap_les.h", "plugin_interface.h")
+SOURCES = ("les_model.cpp", "pair_mliap_les.cpp", "plugin.cpp", "unique_atom_graph.cpp")
+HEADERS = ("les_model.h", "pair_mliap_les.h", "plugin_interface.h", "unique_atom_graph.h")
 LIBRARY = "lesplugin.so"  # LAMMPS loads every file named *plugin.so
 
 

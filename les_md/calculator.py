@@ -13,6 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from les_md.model_file import ExportedModel, load
 from les_md.neighbors import NeighborList
+from les_md.planner import Planner
 
 
 class LESCalculator(Calculator):
@@ -23,6 +24,11 @@ class LESCalculator(Calculator):
     model : path of a file written by ``les-export``, or what ``les_md.load`` returned.
     device : torch device, default "cpu".
     skin : Å added to the cutoff of the neighbour list, so that it need not be searched every step.
+    kspace : "ewald" (the model's own sum term by term; over all pairs for an isolated system), "mesh", or "auto" for
+        the faster of the two.
+    accuracy : relative root-mean-square error of the long-range forces by the mesh.
+    slab : take the interaction of slabs across the vacuum along the third cell vector away; needs
+        ``pbc=(True, True, False)``. Models are trained without.
 
     Results (ASE units: eV, Å, elementary charges)
     -------
@@ -38,7 +44,8 @@ class LESCalculator(Calculator):
     Raises
     ------
     ValueError : an element the model does not know, positions that are not finite, a periodic axis without a cell
-        vector, or an energy that is not finite (atoms on top of each other).
+        vector, ``slab`` with other boundaries, an ``accuracy`` out of reach, or an energy that is not finite (atoms on
+        top of each other).
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -53,11 +60,21 @@ class LESCalculator(Calculator):
         "born_effective_charges",
     ]
 
-    def __init__(self, model: str | Path | ExportedModel, device: str = "cpu", skin: float = 0.5, **kwargs) -> None:
+    def __init__(
+        self,
+        model: str | Path | ExportedModel,
+        device: str = "cpu",
+        skin: float = 0.5,
+        kspace: str = "auto",
+        accuracy: float = 1e-5,
+        slab: bool = False,
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
         self.model = model if isinstance(model, ExportedModel) else load(model, device=device)
         self.device = torch.device(device)
         self.neighbor_list = NeighborList(self.model.cutoff, skin)
+        self.planner = Planner(self.model, kspace, accuracy, slab)
 
     def get_born_effective_charges(self, atoms: ase.Atoms | None = None) -> np.ndarray:
         """Born effective charge tensors [N, 3, 3] in e: polarisation index first, displacement index second."""
@@ -72,7 +89,9 @@ class LESCalculator(Calculator):
             if not self.model.has_long_range:
                 raise ValueError(f"{self.model.path.name} is a short-range model: it has no Born effective charges")
             self.results["born_effective_charges"] = self.model.module.born_effective_charges(*inputs).cpu().numpy()
-        output = {key: value.cpu().numpy() for key, value in self.model.module(*inputs).items()}
+        *graph, positions, cell = inputs
+        plan = self.planner.plan(positions, cell)
+        output = {key: value.cpu().numpy() for key, value in self.model.module(*graph, positions, plan).items()}
         energy = float(output["energies"].sum())
         if not np.isfinite(energy) or not np.isfinite(output["forces"]).all():
             raise ValueError(
@@ -105,6 +124,8 @@ class LESCalculator(Calculator):
                 "a system with a periodic axis needs three cell vectors (the long-range sum runs over the whole "
                 "cell); give the open axes a length with vacuum, or set pbc=False for an isolated system"
             )
+        if self.planner.slab and tuple(atoms.pbc) != (True, True, False):
+            raise ValueError(f"slab=True needs pbc=(True, True, False), these atoms have {tuple(atoms.pbc)}")
         cell = atoms.cell.array.copy()
         edge_index, edge_vectors = self.neighbor_list.compute(positions, cell, atoms.pbc)
         # An isolated system is told to the model by a cell of zeros.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers, covalent_radii
 
-from les_md.electrostatics.ewald import wave_vectors
+from les_md.electrostatics.ewald import wave_vector_multiplicity
 
 _WATER = np.array([[0.0, 0.0, 0.0], [0.757, 0.586, 0.0], [-0.757, 0.586, 0.0]])
 _SEED = 20260401
@@ -69,13 +69,13 @@ def check_structures(elements: list[str], dl: float | None) -> dict[str, ase.Ato
 def _wave_vectors_stable(cell: np.ndarray, dl: float, strain: float = 1e-3) -> bool:
     counts = set()
     for factor in (1.0 - strain, 1.0, 1.0 + strain):
-        _k, multiplicity = wave_vectors(torch.tensor(cell * factor), dl)
+        multiplicity = wave_vector_multiplicity(torch.tensor(cell * factor), dl)
         counts.add(float(multiplicity.sum()))
     for axis, other in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
         for sign in (-1.0, 1.0):
             deformation = np.eye(3)
             deformation[axis, other] += 0.5 * sign * strain
             deformation[other, axis] += 0.5 * sign * strain
-            _k, multiplicity = wave_vectors(torch.tensor(cell @ deformation), dl)
+            multiplicity = wave_vector_multiplicity(torch.tensor(cell @ deformation), dl)
             counts.add(float(multiplicity.sum()))
     return len(counts) == 1

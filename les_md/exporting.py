@@ -206,7 +206,7 @@ def _self_check(
     from les_md.calculator import LESCalculator
 
     exported = model_file.ExportedModel(Path("model in memory"), module, metadata)
-    calculator = LESCalculator(exported)
+    calculator = LESCalculator(exported, kspace="ewald")
     tolerances = TOLERANCES[metadata["dtype"]]
     results: dict = {"reference": model.original_description, "tolerances": tolerances, "structures": {}}
     failures = []

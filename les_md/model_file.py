@@ -74,7 +74,7 @@ def read_metadata(path: str | Path) -> dict:
     Raises
     ------
     FileNotFoundError : no such file.
-    ModelFileError : not an exported file, or written in a newer format.
+    ModelFileError : not an exported file, or written in another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,10 +97,11 @@ def read_metadata(path: str | Path) -> dict:
         version = int(metadata["format_version"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path}: its metadata cannot be read ({error!r}); export the checkpoint again") from error
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        age = "update les_md, or " if version > FORMAT_VERSION else ""
         raise ModelFileError(
-            f"{path} is in format {version}, this les_md reads formats up to {FORMAT_VERSION}: update les_md, or "
-            "export the checkpoint again with this version"
+            f"{path} is in format {version}, this les_md reads format {FORMAT_VERSION}: {age}export the checkpoint "
+            "again with this version"
         )
     missing = {"elements", "cutoff", "num_layers", "long_range"} - set(metadata)
     if missing:

@@ -1,8 +1,8 @@
 """The exported module: one TorchScript file that holds all physics of a model.
 
-Engines hand over neighbours and box, call ``short_range``, ``spread``, ``solve``, ``gather``, pull the potential back
-through the network, and put energy, forces, virial and charges where they belong. ``forward`` does exactly this for
-one process.
+Engines hand over neighbours and box, call ``short_range``, ``spread``, ``solve``, ``gather`` (with a ``plan`` of the
+long-range sum for the present box), pull the potential back through the network, and put energy, forces, virial and
+charges where they belong. ``forward`` does exactly this for one process.
 
 The split rule: with φ = ∂E_lr/∂q, one vector–Jacobian product of (energy, charge) with the cotangents (1, φ) gives the
 derivative of the whole energy with respect to the edge vectors; the long-range part adds its explicit forces and strain
@@ -20,8 +20,8 @@ from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.electrostatics.response import born_effective_charges, polarisation_cotangents
 
-#: Version of the exported file's contract; a reader refuses a newer one.
-FORMAT_VERSION = 1
+#: Version of the exported file's contract; a reader refuses any other. 2: long-range sums follow a plan.
+FORMAT_VERSION = 2
 
 
 class LESPotential(torch.nn.Module):
@@ -70,26 +70,64 @@ class LESPotential(torch.nn.Module):
         return energy.to(torch.float64) + self.reference_energies[types], self.charge_sign * charge.to(torch.float64)
 
     @torch.jit.export
-    def spread(self, positions: Tensor, charges: Tensor, cell: Tensor) -> Tensor:
+    def plan(
+        self,
+        cell: Tensor,
+        kset_cell: Tensor,
+        bounds: Tensor,
+        num_atoms: int,
+        kspace: str,
+        accuracy: float,
+        slab: bool,
+    ) -> Dict[str, Tensor]:  # noqa: UP006
+        """See ``LatentEwald.plan``; nothing to plan for a short-range model."""
+        if not self.has_long_range:
+            empty: Dict[str, Tensor] = {}  # noqa: UP006
+            return empty
+        return self.long_range.plan(cell, kset_cell, bounds, num_atoms, kspace, accuracy, slab)
+
+    @torch.jit.export
+    def direct_plan(self, cell: Tensor) -> Dict[str, Tensor]:  # noqa: UP006
+        """See ``LatentEwald.direct_plan``."""
+        return self.plan(cell, cell, torch.zeros([2, 3], dtype=cell.dtype, device=cell.device), 0, "ewald", 0.0, False)
+
+    @torch.jit.export
+    def describe(self, plan: Dict[str, Tensor]) -> str:  # noqa: UP006
+        """See ``LatentEwald.describe``."""
+        return self.long_range.describe(plan) if self.has_long_range else "short range only"
+
+    @torch.jit.export
+    def spread(self, positions: Tensor, charges: Tensor, plan: Dict[str, Tensor]) -> Tensor:  # noqa: UP006
         """See ``LatentEwald.spread``."""
-        return self.long_range.spread(positions, charges, cell)
+        return self.long_range.spread(positions, charges, plan)
 
     @torch.jit.export
-    def solve(self, density: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(self, density: Tensor, plan: Dict[str, Tensor]) -> tuple[Tensor, Tensor]:  # noqa: UP006
         """See ``LatentEwald.solve``."""
-        return self.long_range.solve(density, cell)
+        return self.long_range.solve(density, self.num_charges, plan)
 
     @torch.jit.export
-    def gather(self, field: Tensor, positions: Tensor, charges: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(
+        self,
+        field: Tensor,
+        positions: Tensor,
+        charges: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``LatentEwald.gather``."""
-        return self.long_range.gather(field, positions, charges, cell)
+        return self.long_range.gather(field, positions, charges, plan)
 
     def forward(
-        self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor, positions: Tensor, cell: Tensor
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        positions: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
     ) -> Dict[str, Tensor]:  # noqa: UP006
         """Everything of one configuration, on one process.
 
-        Parameters as in ``short_range``, and ``positions`` [N, 3] Å, ``cell`` [3, 3] Å (zeros: isolated).
+        Parameters as in ``short_range``, and ``positions`` [N, 3] Å, ``plan`` as ``plan`` returned it.
 
         Returns
         -------
@@ -102,10 +140,10 @@ class LESPotential(torch.nn.Module):
         long_range_energies = torch.zeros_like(energy.detach())
         potential = torch.zeros_like(charges)
         forces = torch.zeros_like(positions)
-        strain_derivative = torch.zeros_like(cell)
+        strain_derivative = torch.zeros([3, 3], dtype=positions.dtype, device=positions.device)
         if self.has_long_range:
             long_range_energies, potential, forces, strain_derivative = self.long_range(
-                positions.detach(), charges, cell.detach()
+                positions.detach(), charges, plan
             )
         pair_gradient = self._pull_back(vectors, energy, charge, torch.ones_like(energy), potential)
         forces = forces.index_add(0, edge_index[0], pair_gradient).index_add(0, edge_index[1], -pair_gradient)

@@ -45,7 +45,7 @@ def test_metadata(checkpoint, tmp_path, dtype):
     report = export(checkpoint, tmp_path / "out.pt", dtype=dtype)
     metadata = read_metadata(tmp_path / "out.pt")
     assert metadata == report.metadata
-    assert metadata["format_version"] == 1
+    assert metadata["format_version"] == 2
     assert metadata["architecture"] == "cace"
     assert metadata["elements"] == ["H", "O"]
     assert (metadata["cutoff"], metadata["num_layers"], metadata["receptive_field"]) == (3.0, 1, 3.0)
@@ -143,16 +143,15 @@ def test_short_range_must_be_asked_for(tmp_path):
 
 
 def test_self_check_finds_a_wrong_model(checkpoint, tmp_path, monkeypatch):
-    """An exported file that differs from its original, here by a dropped long-range force, is never written."""
+    """An exported file that differs from its original, here by a dropped long-range stress, is never written."""
     from les_md.electrostatics import latent_ewald
 
-    original = latent_ewald.reciprocal_energy
+    original = latent_ewald.reciprocal_strain_derivative
 
-    def wrong(density, cell, sigma: float, dl: float, norm_factor: float):
-        energy, field, strain_derivative = original(density, cell, sigma, dl, norm_factor)
-        return energy, field, 0.0 * strain_derivative
+    def wrong(energy_of_k, anisotropy, cell):
+        return 0.0 * original(energy_of_k, anisotropy, cell)
 
-    monkeypatch.setattr(latent_ewald, "reciprocal_energy", wrong)
+    monkeypatch.setattr(latent_ewald, "reciprocal_strain_derivative", wrong)
     monkeypatch.setattr(torch.jit, "script", lambda module: module)
     with pytest.raises(ExportError, match=r"does not reproduce the original.*\n.*stress on"):
         export(checkpoint, tmp_path / "out.pt")
@@ -239,7 +238,8 @@ class TestModelFile:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"format_version": 2}, "in format 2, this les_md reads formats up to 1: update les_md"),
+            ({"format_version": 3}, "in format 3, this les_md reads format 2: update les_md"),
+            ({"format_version": 1}, "in format 1, this les_md reads format 2: export the checkpoint again"),
             ({"format_version": "x"}, "metadata cannot be read"),
             ({"elements": None}, "metadata lacks elements"),
         ],

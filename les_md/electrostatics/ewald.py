@@ -39,33 +39,49 @@ def wave_vector_limits(cell: Tensor, dl: float) -> tuple[int, int, int]:
     return int(limits[0].item()), int(limits[1].item()), int(limits[2].item())
 
 
-def wave_vectors(cell: Tensor, dl: float) -> tuple[Tensor, Tensor]:
-    """Wave vectors of the half space n_1 ≥ 0 and the multiplicity with which each enters the sum.
+def _k_squared(cell: Tensor, limits: tuple[int, int, int]) -> Tensor:
+    """|n·G|² of the half space, [K_1+1, 2K_2+1, 2K_3+1]."""
+    n1 = torch.arange(0, limits[0] + 1, device=cell.device, dtype=cell.dtype)[:, None, None, None]
+    n2 = torch.arange(-limits[1], limits[1] + 1, device=cell.device, dtype=cell.dtype)[None, :, None, None]
+    n3 = torch.arange(-limits[2], limits[2] + 1, device=cell.device, dtype=cell.dtype)[None, None, :, None]
+    reciprocal = 2.0 * math.pi * torch.linalg.inv(cell).transpose(0, 1)
+    return ((n1 * reciprocal[0] + n2 * reciprocal[1] + n3 * reciprocal[2]) ** 2).sum(-1)
 
-    Returns
-    -------
-    k : [K_1+1, 2K_2+1, 2K_3+1, 3], 1/Å.
-    multiplicity : [K_1+1, 2K_2+1, 2K_3+1]; 0 outside the truncation and at k = 0, 1 in the plane n_1 = 0 (which holds
-        both k and −k), 2 elsewhere.
+
+def wave_vector_multiplicity(cell: Tensor, dl: float) -> Tensor:
+    """How often each wave vector of the half space n_1 ≥ 0 enters the sum, [K_1+1, 2K_2+1, 2K_3+1].
+
+    0 outside the truncation and at k = 0, 1 in the plane n_1 = 0 (which holds both k and −k), 2 elsewhere.
     """
     limits = wave_vector_limits(cell, dl)
-    device = cell.device
-    n1 = torch.arange(0, limits[0] + 1, device=device, dtype=cell.dtype)
-    n2 = torch.arange(-limits[1], limits[1] + 1, device=device, dtype=cell.dtype)
-    n3 = torch.arange(-limits[2], limits[2] + 1, device=device, dtype=cell.dtype)
-    reciprocal = 2.0 * math.pi * torch.linalg.inv(cell).transpose(0, 1)
-    k = (
-        n1[:, None, None, None] * reciprocal[0]
-        + n2[None, :, None, None] * reciprocal[1]
-        + n3[None, None, :, None] * reciprocal[2]
-    )
-    k_squared = (k.detach() ** 2).sum(-1)
-    k_max_squared = (2.0 * math.pi / dl) ** 2
-    inside = k_squared <= k_max_squared * (1.0 + _boundary_tolerance())
+    k_squared = _k_squared(cell.detach(), limits)
+    inside = k_squared <= (2.0 * math.pi / dl) ** 2 * (1.0 + _boundary_tolerance())
     inside[0, limits[1], limits[2]] = False
     multiplicity = torch.full_like(k_squared, 2.0)
     multiplicity[0] = 1.0
-    return k, multiplicity * inside.to(cell.dtype)
+    return multiplicity * inside.to(cell.dtype)
+
+
+def reciprocal_weights(
+    cell: Tensor, kset_cell: Tensor, sigma: float, dl: float, norm_factor: float
+) -> tuple[Tensor, Tensor]:
+    """Weights of the half space n_1 ≥ 0.
+
+    Parameters: ``cell`` [3, 3] Å; ``kset_cell`` [3, 3] Å, the cell whose truncation decides which n belong to the sum,
+    usually ``cell`` itself.
+
+    Returns
+    -------
+    weight : [K_1+1, 2K_2+1, 2K_3+1], eV/e²; (C/V) w(k) times the multiplicity.
+    anisotropy : same shape, Å²; σ² + 2/k², the factor of the strain derivative.
+    """
+    multiplicity = wave_vector_multiplicity(kset_cell, dl)
+    k_squared = _k_squared(cell, wave_vector_limits(kset_cell, dl))
+    # Outside the sum the weight is 0; any other number than 0 keeps the division finite there.
+    k_squared = torch.where(multiplicity > 0.0, k_squared, torch.ones_like(k_squared))
+    volume = torch.abs(torch.linalg.det(cell))
+    weight = multiplicity * torch.exp(-0.5 * sigma**2 * k_squared) / k_squared * (norm_factor / volume)
+    return weight, sigma**2 + 2.0 / k_squared
 
 
 def _phases(fractional: Tensor, first: int, last: int) -> Tensor:
@@ -80,15 +96,15 @@ def _planes_per_block(num_atoms: int, plane: int, workspace: int = 1 << 22) -> i
     return max(1, workspace // max(1, num_atoms * plane))
 
 
-def structure_factor(positions: Tensor, charges: Tensor, cell: Tensor, dl: float) -> Tensor:
+def structure_factor(positions: Tensor, charges: Tensor, cell: Tensor, limits: list[int]) -> Tensor:
     """S(k) of every charge channel, as real numbers so that MPI can sum them.
 
-    Parameters: ``positions`` [N, 3] Å, ``charges`` [N, n_q] e, ``cell`` [3, 3] Å.
+    Parameters: ``positions`` [N, 3] Å, ``charges`` [N, n_q] e, ``cell`` [3, 3] Å, ``limits`` K_1, K_2, K_3.
 
     Returns: [n_q, K_1+1, 2K_2+1, 2K_3+1, 2], real and imaginary part last. The structure factors of
     disjoint sets of atoms add up to that of their union.
     """
-    k1, k2, k3 = wave_vector_limits(cell, dl)
+    k1, k2, k3 = limits[0], limits[1], limits[2]
     fractional = torch.matmul(positions, torch.linalg.inv(cell))
     phase1 = _phases(fractional[:, 0], 0, k1)
     phase2 = _phases(fractional[:, 1], -k2, k2)
@@ -101,49 +117,58 @@ def structure_factor(positions: Tensor, charges: Tensor, cell: Tensor, dl: float
         planes: list[Tensor] = []
         for first in range(0, k1 + 1, block):
             last = min(first + block, k1 + 1)
-            product = (phase1[:, first:last, None] * phase2[:, None, :]).reshape(num_atoms, -1)
+            product = (phase1[:, first:last, None] * phase2[:, None, :]).flatten(1)
             planes.append(torch.matmul(product.transpose(0, 1), weighted).reshape(last - first, 2 * k2 + 1, 2 * k3 + 1))
         channels.append(torch.cat(planes))
     return torch.view_as_real(torch.stack(channels))
 
 
-def reciprocal_energy(
-    density: Tensor, cell: Tensor, sigma: float, dl: float, norm_factor: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Energy, field and strain derivative of a structure factor, without self-interaction.
+def reciprocal_energy(density: Tensor, weight: Tensor) -> Tensor:
+    """Energy [K_1+1, 2K_2+1, 2K_3+1] in eV of each wave vector, without self-interaction.
 
-    Returns
-    -------
-    energy : scalar, eV.
-    field : like ``density``; ∂E/∂q_i is Σ Re[exp(−i k·r_i) field(k)] over the stored half space.
-    strain_derivative : [3, 3], eV; dE/dε under r → r(1+ε), h → h(1+ε) at fixed charges and fixed set of n.
+    Parameters: ``density`` as ``structure_factor`` returns it, ``weight`` of ``reciprocal_weights``.
     """
-    k, multiplicity = wave_vectors(cell, dl)
-    k_squared = (k**2).sum(-1)
-    # k = 0 has multiplicity 0; any other number than 0 keeps the division finite there.
-    k_squared = torch.where(multiplicity > 0.0, k_squared, torch.ones_like(k_squared))
-    volume = torch.abs(torch.linalg.det(cell))
-    weight = multiplicity * torch.exp(-0.5 * sigma**2 * k_squared) / k_squared * (norm_factor / volume)
-    energy_of_k = weight * (density**2).sum(-1).sum(0)
-    energy = energy_of_k.sum()
-    anisotropy = (energy_of_k * (sigma**2 + 2.0 / k_squared)).reshape(-1)
-    flat_k = k.reshape(-1, 3)
-    strain_derivative = torch.matmul(flat_k.transpose(0, 1), anisotropy[:, None] * flat_k)
-    strain_derivative = strain_derivative - energy * torch.eye(3, dtype=cell.dtype, device=cell.device)
-    field = 2.0 * weight[None, :, :, :, None] * density
-    return energy, field, strain_derivative
+    return weight * (density**2).sum(-1).sum(0)
 
 
-def reciprocal_potential(
-    field: Tensor, positions: Tensor, charges: Tensor, cell: Tensor, dl: float
-) -> tuple[Tensor, Tensor]:
-    """Potential ∂E/∂q and forces at fixed charges, from the field of ``reciprocal_energy``.
+def reciprocal_field(density: Tensor, weight: Tensor) -> Tensor:
+    """The field, like ``density``: ∂E/∂q_i is Σ Re[exp(−i k·r_i) field(k)] over the stored half space."""
+    return 2.0 * weight[None, :, :, :, None] * density
 
-    Parameters: ``field`` [n_q, K_1+1, 2K_2+1, 2K_3+1, 2], ``positions`` [N, 3] Å, ``charges`` [N, n_q] e.
+
+def reciprocal_strain_derivative(energy_of_k: Tensor, anisotropy: Tensor, cell: Tensor) -> Tensor:
+    """dE/dε [3, 3] in eV under r → r(1+ε), h → h(1+ε) at fixed charges and fixed set of n.
+
+    Σ_k E(k) [(σ² + 2/k²) k ⊗ k − 1]; the products of k are summed as products of the integers n.
+    """
+    count = energy_of_k.shape
+    k2, k3 = (count[1] - 1) // 2, (count[2] - 1) // 2
+    n1 = torch.arange(0, count[0], device=cell.device, dtype=cell.dtype)
+    n2 = torch.arange(-k2, k2 + 1, device=cell.device, dtype=cell.dtype)
+    n3 = torch.arange(-k3, k3 + 1, device=cell.device, dtype=cell.dtype)
+    scaled = energy_of_k * anisotropy
+    over1, over2, over3 = scaled.sum(0), scaled.sum(1), scaled.sum(2)
+    m11 = (n1**2 * over3.sum(1)).sum()
+    m22 = (n2**2 * over3.sum(0)).sum()
+    m33 = (n3**2 * over2.sum(0)).sum()
+    m12 = (n1[:, None] * over3 * n2).sum()
+    m13 = (n1[:, None] * over2 * n3).sum()
+    m23 = (n2[:, None] * over1 * n3).sum()
+    moments = torch.stack([m11, m12, m13, m12, m22, m23, m13, m23, m33]).reshape(3, 3)
+    reciprocal = 2.0 * math.pi * torch.linalg.inv(cell).transpose(0, 1)
+    derivative = torch.matmul(reciprocal.transpose(0, 1), torch.matmul(moments, reciprocal))
+    return derivative - energy_of_k.sum() * torch.eye(3, dtype=cell.dtype, device=cell.device)
+
+
+def reciprocal_potential(field: Tensor, positions: Tensor, charges: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Potential ∂E/∂q and forces at fixed charges, from the field of ``reciprocal_field``.
+
+    Parameters: ``field`` [n_q, K_1+1, 2K_2+1, 2K_3+1, 2], ``positions`` [N, 3] Å, ``charges`` [N, n_q] e,
+    ``cell`` [3, 3] Å.
 
     Returns: potential [N, n_q] in V·(eV/e), forces [N, 3] in eV/Å.
     """
-    k1, k2, k3 = wave_vector_limits(cell, dl)
+    k1, k2, k3 = field.size(1) - 1, (field.size(2) - 1) // 2, (field.size(3) - 1) // 2
     inverse_cell = torch.linalg.inv(cell)
     fractional = torch.matmul(positions, inverse_cell)
     phase1 = _phases(fractional[:, 0], 0, k1).conj()

@@ -1,4 +1,4 @@
-"""The long-range energy of latent charges in three steps: spread, solve, gather.
+"""The long-range energy of latent charges in three steps: spread, solve, gather, after a plan of how to do it.
 
 One process calls the three in a row; N processes put one sum over processes between ``spread`` and ``solve``.
 Every step is analytic (MD needs no autograd tape) and made of differentiable operations (training may differentiate
@@ -8,13 +8,33 @@ twice). The module scripts, and is the ``long_range`` part of every exported fil
 from __future__ import annotations
 
 import math
+from typing import Dict  # noqa: UP035  (TorchScript knows only this)
 
 import torch
 from torch import Tensor
 
-from les_md.electrostatics.ewald import reciprocal_energy, reciprocal_potential, structure_factor
+from les_md.electrostatics.ewald import (
+    reciprocal_energy,
+    reciprocal_field,
+    reciprocal_potential,
+    reciprocal_strain_derivative,
+    reciprocal_weights,
+    structure_factor,
+    wave_vector_limits,
+)
 from les_md.electrostatics.isolated import pair_potential
+from les_md.electrostatics.isolated_mesh import (
+    isolated_density,
+    isolated_gather,
+    isolated_mesh_potential,
+    pair_kernel,
+    truncation_of_gaussian,
+    window_transform_inside,
+)
+from les_md.electrostatics.mesh import mesh_potential, mesh_structure_factor
+from les_md.electrostatics.mesh_window import ORDERS, OVERSAMPLINGS, polynomial_degree, window_table
 from les_md.electrostatics.parameters import LongRangeParameters
+from les_md.electrostatics.slab import slab_moments, slab_potential, slab_strain_derivative
 
 
 class LatentEwald(torch.nn.Module):
@@ -24,6 +44,11 @@ class LatentEwald(torch.nn.Module):
     three-dimensional periodic one, whatever its handedness. Charge channels never mix; their energies add up.
 
     ``E = ½ Σ_ic charges_ic potential_ic`` exactly, since the energy is quadratic in the charges.
+
+    A **plan** (``plan``) holds everything that depends on cell and solver only: a dictionary of tensors to be handed to
+    ``spread``, ``solve`` and ``gather``, valid until the cell changes (isolated: until an atom leaves the bounds).
+    Its entry ``solver`` is 0 for the direct reciprocal sum, 1 for the mesh, 2 for the sum over all pairs of an isolated
+    system, 3 for the mesh of an isolated system; other entries are private.
     """
 
     def __init__(self, parameters: LongRangeParameters) -> None:
@@ -34,59 +59,363 @@ class LatentEwald(torch.nn.Module):
         self.remove_self_interaction: bool = bool(parameters.remove_self_interaction)
         self.remove_mean: bool = bool(parameters.remove_mean)
         self.epsilon_factor: float = float(parameters.epsilon_factor)
+        self.orders: list[int] = list(ORDERS)
+        self.oversamplings: list[float] = list(OVERSAMPLINGS)
+        self.degrees: list[int] = [polynomial_degree(order) for order in ORDERS]
+        tables = [
+            window_table(self.sigma, self.dl),
+            window_table(self.sigma, 2.0 * math.pi * self.sigma / truncation_of_gaussian()),
+        ]
+        # [periodic or isolated][order][oversampling]
+        self.window_errors: list[list[list[float]]] = [table.error.tolist() for table in tables]
+        self.window_shapes: list[list[list[float]]] = [table.shape.tolist() for table in tables]
+        self.window_amplitudes: list[list[list[float]]] = [table.amplitude.tolist() for table in tables]
+        polynomials = torch.stack([torch.from_numpy(table.polynomials.copy()) for table in tables])
+        self.register_buffer("window_polynomials", polynomials, persistent=False)
 
     def is_isolated(self, cell: Tensor) -> bool:
         """Whether the cell stands for an isolated system, that is, holds only zeros."""
         return bool((cell == 0.0).all().item())
 
     @torch.jit.export
-    def spread(self, positions: Tensor, charges: Tensor, cell: Tensor) -> Tensor:
-        """Density of the charges; densities of disjoint sets of atoms add up.
+    def plan(
+        self,
+        cell: Tensor,
+        kset_cell: Tensor,
+        bounds: Tensor,
+        num_atoms: int,
+        kspace: str,
+        accuracy: float,
+        slab: bool,
+    ) -> Dict[str, Tensor]:  # noqa: UP006
+        """How the sum of ``num_atoms`` charges will be done.
 
-        Parameters: ``positions`` [N, 3] Å, ``charges`` [N, n_q] e, ``cell`` [3, 3] Å.
+        Parameters
+        ----------
+        cell : [3, 3] Å; zeros for an isolated system.
+        kset_cell : [3, 3] Å; the cell whose truncation decides which wave vectors belong to the sum: ``cell``, or an
+            earlier one to keep the set fixed while the cell changes. Ignored for isolated systems.
+        bounds : [2, 3] Å; lowest and highest coordinates of all charges. Only used for isolated systems.
+        num_atoms : of all processes together.
+        kspace : "ewald" (the sum term by term; isolated: all pairs), "mesh", or "auto" for the faster of the two.
+        accuracy : expected relative root-mean-square error of the mesh's forces.
+        slab : take the interaction of slabs across the vacuum along the third axis away (``slab.py``).
 
-        Returns: periodic: structure factor [n_q, K_1+1, 2K_2+1, 2K_3+1, 2]; isolated: the atoms themselves,
-        [N, 3 + n_q] (positions, charges), where a set of atoms occupies its rows and zero charge adds nothing.
+        Raises
+        ------
+        RuntimeError : unknown ``kspace``, an accuracy out of reach of the mesh, a slab without a cell.
         """
+        if kspace != "auto" and kspace != "ewald" and kspace != "mesh":
+            raise RuntimeError("unknown kspace '" + kspace + "': give auto, ewald or mesh")
+        if slab and self.is_isolated(cell):
+            raise RuntimeError("a slab correction needs a periodic cell")
         if self.is_isolated(cell):
-            return torch.cat([positions, charges], dim=1)
-        return structure_factor(positions, charges, cell, self.dl)
+            return self._plan_isolated(cell, bounds, num_atoms, kspace, accuracy)
+        return self._plan_periodic(cell, kset_cell, num_atoms, kspace, accuracy, slab)
 
     @torch.jit.export
-    def solve(self, density: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Energy (without the atoms' self-interaction), field and strain derivative of a density.
+    def direct_plan(self, cell: Tensor) -> Dict[str, Tensor]:  # noqa: UP006
+        """The plan of the sum term by term (isolated: over all pairs)."""
+        return self.plan(cell, cell, torch.zeros([2, 3], dtype=cell.dtype, device=cell.device), 0, "ewald", 0.0, False)
 
-        Returns: energy [] eV, field (shape of the density), strain derivative dE/dε [3, 3] eV under r → r(1+ε),
-        h → h(1+ε) at fixed charges.
-        """
-        if self.is_isolated(cell):
-            positions = density[:, :3]
-            charges = density[:, 3:]
-            potential, field = pair_potential(positions, positions, charges, self.sigma, self.norm_factor)
-            potential = potential - self._gaussian_self_potential() * charges
-            forces = (charges[:, :, None] * field).sum(1)
-            # Homogeneous deformation moves every atom with r: dE/dε = −Σ r ⊗ f, and the forces sum to zero.
-            return 0.5 * (charges * potential).sum(), density, -torch.matmul(positions.transpose(0, 1), forces)
-        return reciprocal_energy(density, cell, self.sigma, self.dl, self.norm_factor)
+    def _plan_periodic(
+        self, cell: Tensor, kset_cell: Tensor, num_atoms: int, kspace: str, accuracy: float, slab: bool
+    ) -> Dict[str, Tensor]:  # noqa: UP006
+        weight, anisotropy = reciprocal_weights(cell, kset_cell, self.sigma, self.dl, self.norm_factor)
+        limits = wave_vector_limits(kset_cell, self.dl)
+        # The half waves of the shortest wave along each axis
+        plan = {
+            "solver": torch.tensor(0),
+            "cell": cell,
+            "slab": torch.tensor(slab),
+            "weight": weight,
+            "anisotropy": anisotropy,
+        }
+        if kspace == "ewald":
+            return plan
+        edges = torch.linalg.norm(kset_cell.detach(), dim=1) / self.dl
+        half_waves = [2.0 * max(float(edges[axis].item()), float(limits[axis])) for axis in range(3)]
+        order_index, oversampling_index, shape, cost = self._cheapest_mesh(half_waves, num_atoms, accuracy)
+        # Both costs in µs of one CPU core, measured; only their ratio matters.
+        direct_cost = 1000.0 + 0.0028 * float(num_atoms) * float(weight.numel())
+        if kspace == "mesh" or cost < direct_cost:
+            plan["solver"] = torch.tensor(1)
+            order = self.orders[order_index]
+            amplitude = self.window_amplitudes[0][order_index][oversampling_index]
+            beta = self.window_shapes[0][order_index][oversampling_index]
+            device = cell.device
+            n1 = torch.arange(0, limits[0] + 1, device=device, dtype=torch.float64) / shape[0]
+            n2 = torch.arange(-limits[1], limits[1] + 1, device=device, dtype=torch.float64) / shape[1]
+            n3 = torch.arange(-limits[2], limits[2] + 1, device=device, dtype=torch.float64) / shape[2]
+            transform1 = window_transform_inside(n1, amplitude, beta, order)
+            transform2 = window_transform_inside(n2, amplitude, beta, order)
+            transform3 = window_transform_inside(n3, amplitude, beta, order)
+            plan["deconvolution"] = 1.0 / (transform1[:, None, None] * transform2[:, None] * transform3)
+            plan["polynomials"] = self._polynomials(0, order_index, oversampling_index)
+            plan["shape"] = torch.tensor(shape)
+        return plan
 
-    @torch.jit.export
-    def gather(self, field: Tensor, positions: Tensor, charges: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """Potential ∂E/∂q (self-interaction included) and forces −∂E/∂r at fixed charges.
-
-        Returns: potential [N, n_q] eV/e, forces [N, 3] eV/Å.
-        """
-        if self.is_isolated(cell):
-            potential, electric_field = pair_potential(
-                positions, field[:, :3], field[:, 3:], self.sigma, self.norm_factor
+    def _plan_isolated(
+        self, cell: Tensor, bounds: Tensor, num_atoms: int, kspace: str, accuracy: float
+    ) -> Dict[str, Tensor]:  # noqa: UP006
+        plan = {"solver": torch.tensor(2), "cell": cell}
+        if kspace == "ewald":
+            return plan
+        extent = bounds[1] - bounds[0]
+        margin = float(torch.clamp(0.05 * extent.max(), min=2.0).item())
+        lengths = [float(extent[axis].item()) + 2.0 * margin for axis in range(3)]
+        order_index, oversampling_index, shape, doubled, cost = self._cheapest_isolated_mesh(
+            lengths, num_atoms, accuracy
+        )
+        order = self.orders[order_index]
+        spacing = self._isolated_spacing(oversampling_index)
+        if kspace == "auto" and 300.0 + 0.15 * float(num_atoms) * float(num_atoms) < cost:
+            return plan
+        if float(doubled[0]) * float(doubled[1]) * float(doubled[2]) > 1.5e9:
+            raise RuntimeError(
+                "the mesh of this isolated system would have more than 1.5e9 points: use kspace ewald, or remove atoms "
+                "far from the others"
             )
+        plan["solver"] = torch.tensor(3)
+        plan["bounds"] = torch.stack([bounds[0] - margin, bounds[1] + margin])
+        plan["origin"] = bounds[0] - margin - (0.5 * order + 1.0) * spacing
+        # (a scripted torch.tensor would round the number to single precision first)
+        plan["spacing"] = torch.full([], spacing, dtype=torch.float64)
+        plan["shape"] = torch.tensor(shape)
+        plan["doubled"] = torch.tensor(doubled)
+        plan["polynomials"] = self._polynomials(1, order_index, oversampling_index)
+        plan["kernel"] = pair_kernel(
+            shape,
+            doubled,
+            spacing,
+            self.sigma,
+            self.window_amplitudes[1][order_index][oversampling_index],
+            self.window_shapes[1][order_index][oversampling_index],
+            order,
+        ).to(cell.device)
+        return plan
+
+    def _polynomials(self, kind: int, order_index: int, oversampling_index: int) -> Tensor:
+        columns = 2 * self.orders[order_index]
+        degree = self.degrees[order_index]
+        return self.window_polynomials[kind, order_index, oversampling_index, : degree + 1, :columns].contiguous()
+
+    def _mesh_cost(self, order: int, points: float, num_atoms: int) -> float:
+        """Estimated time of a step on one CPU core, µs."""
+        return 2000.0 + float(num_atoms) * (1.5 + 0.011 * float(order * order * order)) + 0.07 * points
+
+    def _oversampling_for(self, kind: int, order_index: int, accuracy: float) -> int:
+        """Index of the coarsest mesh that reaches the accuracy with this order; −1 if none does."""
+        errors = self.window_errors[kind][order_index]
+        for j in range(len(errors)):
+            # Errors of single systems scatter about the estimate, most of all in thin cells (tested).
+            if 1.9 * errors[j] <= accuracy:
+                return j
+        return -1
+
+    def _check_accuracy(self, kind: int, accuracy: float) -> None:
+        lowest = 1.9 * self.window_errors[kind][-1][-1]
+        if not (lowest <= accuracy and accuracy <= 0.1):
+            raise RuntimeError(
+                f"accuracy {accuracy} is out of reach of the mesh: give a relative force error from {lowest} to 0.1, "
+                "or use kspace ewald"
+            )
+
+    def _cheapest_mesh(
+        self, half_waves: list[float], num_atoms: int, accuracy: float
+    ) -> tuple[int, int, list[int], float]:
+        """Order and oversampling (indices), mesh and cost of the cheapest periodic mesh that reaches the accuracy.
+
+        Parameters: ``half_waves`` of the shortest wave along each axis.
+        """
+        self._check_accuracy(0, accuracy)
+        best = (0, 0, [0, 0, 0], math.inf)
+        for i, order in enumerate(self.orders):
+            j = self._oversampling_for(0, i, accuracy)
+            if j >= 0:
+                shape: list[int] = []
+                points = 1.0
+                for axis in range(3):
+                    # At least one point more than the window has
+                    wanted = math.ceil(half_waves[axis] * self.oversamplings[j])
+                    shape.append(_smooth_number(max(order + 1, wanted)))
+                    points = points * float(shape[axis])
+                cost = self._mesh_cost(order, points, num_atoms)
+                if cost < best[3]:
+                    best = (i, j, shape, cost)
+        return best
+
+    def _isolated_spacing(self, oversampling_index: int) -> float:
+        return math.pi * self.sigma / (truncation_of_gaussian() * self.oversamplings[oversampling_index])
+
+    def _cheapest_isolated_mesh(
+        self, lengths: list[float], num_atoms: int, accuracy: float
+    ) -> tuple[int, int, list[int], list[int], float]:
+        """The same for an isolated system of these ``lengths`` (Å): also the mesh doubled for its convolution."""
+        self._check_accuracy(1, accuracy)
+        best = (0, 0, [0, 0, 0], [0, 0, 0], math.inf)
+        for i, order in enumerate(self.orders):
+            j = self._oversampling_for(1, i, accuracy)
+            if j >= 0:
+                shape: list[int] = []
+                doubled: list[int] = []
+                points = 1.0
+                for axis in range(3):
+                    shape.append(math.ceil(lengths[axis] / self._isolated_spacing(j)) + order + 2)
+                    doubled.append(_smooth_number(2 * shape[axis] - 1))
+                    points = points * float(doubled[axis])
+                cost = self._mesh_cost(order, points, num_atoms)
+                if cost < best[4]:
+                    best = (i, j, shape, doubled, cost)
+        return best
+
+    @torch.jit.export
+    def describe(self, plan: Dict[str, Tensor]) -> str:  # noqa: UP006
+        """A plan in words, for a log."""
+        solver = int(plan["solver"].item())
+        if solver == 0:
+            inside = plan["weight"] > 0.0  # of the half space n_1 ≥ 0, which holds the plane n_1 = 0 whole
+            text = f"ewald, {int((2 * inside.sum() - inside[0].sum()).item())} wave vectors"
+        elif solver == 2:
+            text = "all pairs"
+        else:
+            shape = plan["shape"]
+            text = "mesh {} x {} x {}, order {}".format(
+                int(shape[0].item()), int(shape[1].item()), int(shape[2].item()), plan["polynomials"].size(1) // 2
+            )
+            if solver == 3:
+                text = "isolated " + text
+        if solver < 2 and bool(plan["slab"].item()):
+            text = text + ", slab correction"
+        return text
+
+    @torch.jit.export
+    def spread(self, positions: Tensor, charges: Tensor, plan: Dict[str, Tensor]) -> Tensor:  # noqa: UP006
+        """Density of the charges, a flat vector.
+
+        Parameters: ``positions`` [N, 3] Å, ``charges`` [N, n_q] e.
+
+        Densities of disjoint sets of atoms add up; those of solver 2 (the atoms themselves, N rows of 3 + n_q numbers)
+        are put one after the other.
+        """
+        solver = int(plan["solver"].item())
+        if solver == 2:
+            return torch.cat([positions, charges], dim=1).reshape(-1)
+        if solver == 3:
+            return isolated_density(
+                positions,
+                charges,
+                plan["origin"],
+                float(plan["spacing"].item()),
+                _ints(plan["shape"]),
+                plan["polynomials"],
+            ).reshape(-1)
+        cell = plan["cell"]
+        if solver == 1:
+            density = mesh_structure_factor(
+                positions, charges, cell, _ints(plan["shape"]), plan["polynomials"], plan["deconvolution"]
+            )
+        else:
+            density = structure_factor(positions, charges, cell, _limits(plan["weight"]))
+        density = density.reshape(-1)
+        if bool(plan["slab"].item()):
+            density = torch.cat([density, slab_moments(positions, charges, cell).reshape(-1)])
+        return density
+
+    @torch.jit.export
+    def solve(self, density: Tensor, num_charges: int, plan: Dict[str, Tensor]) -> tuple[Tensor, Tensor]:  # noqa: UP006
+        """The field of the density of all atoms.
+
+        Returns: field, a flat vector for ``gather``; strain derivative [3, 3] in eV at fixed charges, dE/dε under
+        r → r(1+ε), h → h(1+ε), to which the contributions of the atoms in ``gather`` are to be added.
+        """
+        solver = int(plan["solver"].item())
+        cell = plan["cell"]
+        nothing = torch.zeros_like(cell)
+        if solver == 2:
+            return density, nothing
+        if solver == 3:
+            shape = _ints(plan["shape"])
+            mesh = density.reshape(num_charges, shape[0], shape[1], shape[2])
+            return isolated_mesh_potential(mesh, plan["kernel"], _ints(plan["doubled"])).reshape(-1), nothing
+        weight = plan["weight"]
+        moments = 3 * num_charges if bool(plan["slab"].item()) else 0
+        structure = density[: density.size(0) - moments].reshape(
+            num_charges, weight.size(0), weight.size(1), weight.size(2), 2
+        )
+        field = reciprocal_field(structure, weight).reshape(-1)
+        strain_derivative = reciprocal_strain_derivative(reciprocal_energy(structure, weight), plan["anisotropy"], cell)
+        if moments > 0:
+            slab = density[density.size(0) - moments :]
+            field = torch.cat([field, slab])
+            strain_derivative = strain_derivative + slab_strain_derivative(
+                slab.reshape(num_charges, 3), cell, self.norm_factor
+            )
+        return field, strain_derivative
+
+    @torch.jit.export
+    def gather(
+        self,
+        field: Tensor,
+        positions: Tensor,
+        charges: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Potential ∂E/∂q (self-interaction included) and forces −∂E/∂r at fixed charges of these atoms.
+
+        Returns: potential [N, n_q] eV/e, forces [N, 3] eV/Å, and what these atoms add to the strain derivative
+        [3, 3] eV (nothing in periodic systems).
+        """
+        solver = int(plan["solver"].item())
+        cell = plan["cell"]
+        num_charges = charges.size(1)
+        strain_derivative = torch.zeros_like(cell)
+        if solver >= 2:
+            constant = self.norm_factor / (2.0 * math.pi)
+            if solver == 2:
+                atoms = field.reshape(-1, 3 + num_charges)
+                potential, electric_field = pair_potential(
+                    positions, atoms[:, :3], atoms[:, 3:], self.sigma, self.norm_factor
+                )
+                centre = atoms[:, :3].mean(0)
+            else:
+                shape = _ints(plan["shape"])
+                mesh = field.reshape(num_charges, shape[0], shape[1], shape[2])
+                values, gradients = isolated_gather(
+                    mesh, positions, plan["origin"], float(plan["spacing"].item()), plan["polynomials"]
+                )
+                potential, electric_field = constant * values, -constant * gradients
+                centre = plan["bounds"].mean(0)
             forces = (charges[:, :, None] * electric_field).sum(1)
-            if self.remove_self_interaction:
-                potential = potential - self._gaussian_self_potential() * charges
-            return potential, forces
-        potential, forces = reciprocal_potential(field, positions, charges, cell, self.dl)
+            # Homogeneous deformation moves every atom with r. The forces sum to zero (to the mesh's accuracy): the
+            # origin does not matter, and rounding errors are smallest about the centre.
+            strain_derivative = -torch.matmul((positions - centre).transpose(0, 1), forces)
+        else:
+            moments = 3 * num_charges if bool(plan["slab"].item()) else 0
+            weight = plan["weight"]
+            half_space = field[: field.size(0) - moments].reshape(
+                num_charges, weight.size(0), weight.size(1), weight.size(2), 2
+            )
+            if solver == 1:
+                potential, forces = mesh_potential(
+                    half_space,
+                    positions,
+                    charges,
+                    cell,
+                    _ints(plan["shape"]),
+                    plan["polynomials"],
+                    plan["deconvolution"],
+                )
+            else:
+                potential, forces = reciprocal_potential(half_space, positions, charges, cell)
+            if moments > 0:
+                slab_moment = field[field.size(0) - moments :].reshape(num_charges, 3)
+                slab_part, slab_forces = slab_potential(slab_moment, positions, charges, cell, self.norm_factor)
+                potential = potential + slab_part
+                forces = forces + slab_forces
         if self.remove_self_interaction:
             potential = potential - self._gaussian_self_potential() * charges
-        return potential, forces
+        return potential, forces, strain_derivative
 
     def _gaussian_self_potential(self) -> float:
         """∂/∂q of C q²/(σ (2π)^{3/2}), per unit charge: the interaction of a Gaussian charge with itself."""
@@ -94,21 +423,54 @@ class LatentEwald(torch.nn.Module):
 
     @torch.jit.export
     def energy(self, positions: Tensor, charges: Tensor, cell: Tensor) -> Tensor:
-        """Long-range energy [] in eV of one configuration, differentiable in all arguments."""
-        density = self.spread(positions, charges, cell)
-        energy, _field, _strain_derivative = self.solve(density, cell)
-        self_energy = 0.5 * self._gaussian_self_potential() * (charges**2).sum()
+        """Long-range energy [] in eV of one configuration by the direct sum, differentiable in all arguments."""
         if self.is_isolated(cell):
-            return energy if self.remove_self_interaction else energy + self_energy
-        return energy - self_energy if self.remove_self_interaction else energy
+            potential, _field = pair_potential(positions, positions, charges, self.sigma, self.norm_factor)
+            energy = 0.5 * (charges * potential).sum()
+        else:
+            weight, _anisotropy = reciprocal_weights(cell, cell, self.sigma, self.dl, self.norm_factor)
+            energy = reciprocal_energy(structure_factor(positions, charges, cell, _limits(weight)), weight).sum()
+        if self.remove_self_interaction:
+            energy = energy - 0.5 * self._gaussian_self_potential() * (charges**2).sum()
+        return energy
 
-    def forward(self, positions: Tensor, charges: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        positions: Tensor,
+        charges: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The three steps in a row.
 
         Returns: energy per atom [N] (½ Σ_c q φ) eV, potential [N, n_q] eV/e, forces at fixed charges [N, 3] eV/Å,
         strain derivative at fixed charges [3, 3] eV.
         """
-        density = self.spread(positions, charges, cell)
-        _energy, field, strain_derivative = self.solve(density, cell)
-        potential, forces = self.gather(field, positions, charges, cell)
-        return 0.5 * (charges * potential).sum(1), potential, forces, strain_derivative
+        density = self.spread(positions, charges, plan)
+        field, strain_derivative = self.solve(density, charges.size(1), plan)
+        potential, forces, strain_of_atoms = self.gather(field, positions, charges, plan)
+        return 0.5 * (charges * potential).sum(1), potential, forces, strain_derivative + strain_of_atoms
+
+
+def _ints(sizes: Tensor) -> list[int]:
+    return [int(sizes[0].item()), int(sizes[1].item()), int(sizes[2].item())]
+
+
+def _limits(half_space: Tensor) -> list[int]:
+    """K_1, K_2, K_3 of an array over the half space of wave vectors."""
+    return [half_space.size(0) - 1, (half_space.size(1) - 1) // 2, (half_space.size(2) - 1) // 2]
+
+
+def _smooth_number(least: int) -> int:
+    """The next number without prime factors above 7, for which FFTs are fast."""
+    number = least
+    while not _is_smooth(number):
+        number += 1
+    return number
+
+
+def _is_smooth(number: int) -> bool:
+    rest = number
+    for factor in (2, 3, 5, 7):
+        while rest % factor == 0:
+            rest = rest // factor
+    return rest == 1

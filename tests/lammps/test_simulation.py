@@ -1,5 +1,7 @@
 """Commands around the potential: dynamics, minimisation, restart, hybrid styles, charges, several instances."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import SHARED, lmp, water, write_data
@@ -203,10 +205,17 @@ def test_log_names_the_model_and_the_times(models, plugin, tmp_path):
     done = lmp(script, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     log = (tmp_path / "log.lammps").read_text()
-    assert "(cace, float64), types 1=H 2=O, cutoff 4, kspace ewald, device cpu, 1 thread" in log
-    assert "mliap/les: 3 evaluations, ms each: graph " in log
-    for part in ("network-forward", "network-backward", "electrostatics"):
-        assert part in log
+    assert "(cace, float64), types 1=H 2=O, cutoff 4, kspace auto, device cpu, 1 thread" in log
+    # In a cubic box of 6.2 Å the sum takes all n ≠ 0 with |n| ≤ 6.2/2.
+    n = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3), -1)
+    vectors = ((n**2).sum(-1) <= 3.1**2).sum() - 1
+    assert f"mliap/les: long-range sum by ewald, {vectors} wave vectors\n" in log
+    assert re.search(r"mliap/les: per rank 24 own atoms \(at most 24\), 24 nodes \(1.00 times the own atoms\), ", log)
+    assert re.search(r"\d+ edges \(1.00 times those of own atoms\)\n", log)
+    number = r" \d+\.\d{3}"
+    parts = ("neighbours", "graph", "network-forward", "density", "reduction", "solve", "gather", "network-backward")
+    assert re.search("mliap/les: 3 evaluations, ms each:" + "".join(f" {part}{number}" for part in parts) + "\n", log)
+    assert re.search(r"mliap/les: peak memory per rank \d+ MB, at most \d+ MB\n", log)
 
 
 def test_model_is_found_in_the_potentials_folder(models, plugin, tmp_path):

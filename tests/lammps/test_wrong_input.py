@@ -1,12 +1,13 @@
 """Every wrong input stops with a message that says what is wrong and what to do."""
 
 import re
+import time
 
 import ase
 import numpy as np
 import pytest
 import torch
-from conftest import lmp, water, write_data
+from conftest import lmp, water, write_data, write_model
 
 from les_md import model_file
 
@@ -28,12 +29,19 @@ def refused(lammps_of):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ("speed 2", r"Unknown pair_style mliap/les keyword 'speed': known are device, threads, kspace, charges"),
+        (
+            "speed 2",
+            r"Unknown pair_style mliap/les keyword 'speed': known are kspace, accuracy, kset, slab, charges, "
+            "threads, device",
+        ),
         ("charges", r"keyword 'charges' needs a value"),
         ("threads 0", r"threads must be at least 1, not 0"),
         ("threads two", r"[Ee]xpected integer.*two"),
-        ("kspace mesh", r"kspace mesh is not available in this version: use ewald"),
-        ("kspace pppm", r"Unknown pair_style mliap/les kspace 'pppm': give auto or ewald"),
+        ("kspace pppm", r"Unknown pair_style mliap/les kspace 'pppm': give auto, ewald or mesh"),
+        ("kset free", r"Unknown pair_style mliap/les kset 'free': give follow or fixed"),
+        ("accuracy high", r"[Ee]xpected floating.*high"),
+        ("accuracy nan", r"[Ee]xpected floating.*nan"),
+        ("slab maybe", r"[Ee]xpected boolean.*maybe"),
         ("charges maybe", r"[Ee]xpected boolean.*maybe"),
     ],
 )
@@ -121,9 +129,13 @@ class TestModelFile:
         model_file.write(path, model.module, {k: v for k, v in {**model.metadata, **changes}.items() if v != "remove"})
         return path
 
-    def test_newer_format(self, refused, models, tmp_path):
-        path = self.rewrite(models, tmp_path / "new.pt", format_version=2)
-        self.check(refused, path, r"new.pt' has format version 2, this les_md reads up to 1: update les_md")
+    def test_other_format(self, refused, models, tmp_path):
+        path = self.rewrite(models, tmp_path / "new.pt", format_version=3)
+        message = r"new.pt' has format version 3, this les_md reads version 2: update les_md or export the model"
+        self.check(refused, path, message)
+        path = self.rewrite(models, tmp_path / "old.pt", format_version=1)
+        message = r"old.pt' has format version 1, this les_md reads version 2: export the model with this version"
+        self.check(refused, path, message)
 
     def test_incomplete_metadata(self, refused, models, tmp_path):
         path = self.rewrite(models, tmp_path / "bad.pt", cutoff="remove")
@@ -153,6 +165,22 @@ class TestSettings:
     def test_charges_of_a_model_with_two(self, refused, models):
         commands = f"pair_style mliap/les charges yes\npair_coeff * * {models['two charges']} H O\nrun 0"
         refused(commands, r"one charge per atom, this one has 2", atom_style="charge")
+
+    @pytest.mark.parametrize("accuracy", ["1e-13", "2", "-1"])
+    @pytest.mark.parametrize("boundary", ["p p p", "f f f"])
+    def test_accuracy(self, accuracy, boundary, refused, models):
+        message = (
+            r"accuracy \S+ is out of reach of the mesh: give a relative force error from \S+ to 0.1, or use kspace"
+        )
+        self.check(refused, models, message, keywords=f"kspace mesh accuracy {accuracy}", boundary=boundary)
+
+    @pytest.mark.parametrize("boundary", ["p p p", "p f p", "f f f"])
+    def test_slab_of_other_boundaries(self, boundary, refused, models):
+        self.check(refused, models, r"slab yes needs boundary p p f", keywords="slab yes", boundary=boundary)
+
+    def test_slab_of_a_short_range_model(self, refused, models):
+        commands = f"pair_style mliap/les slab yes\npair_coeff * * {models['short range']} H O\nrun 0"
+        refused(commands, r"slab yes needs a model with long-range energy", boundary="p p f")
 
     @pytest.mark.parametrize(("boundary", "letter"), [("p p s", "s"), ("m p p", "m"), ("p fs p", "s")])
     def test_shrink_wrapping_beside_periodic(self, boundary, letter, refused, models):
@@ -196,14 +224,6 @@ def test_special_bonds(models, plugin, tmp_path):
     assert float(re.search(r"^\s+0\s+\S+\s+(\S+)", done.stdout, re.MULTILINE).group(1)) == energy
 
 
-def test_two_ranks(models, plugin, tmp_path):
-    write_data(tmp_path / "w.data", water(), ("H", "O"), "atomic")
-    script = f"units metal\nread_data w.data\npair_style mliap/les\npair_coeff * * {models['water']} H O\nrun 0\n"
-    done = lmp(script, tmp_path, ranks=2)
-    assert done.returncode != 0
-    assert "runs on one MPI rank in this version, not on 2" in done.stdout + done.stderr
-
-
 def test_no_atom_ids(models, plugin, tmp_path):
     script = (
         "units metal\natom_modify id no\nregion r block 0 6 0 6 0 6\ncreate_box 2 r\n"
@@ -242,3 +262,95 @@ def test_atoms_almost_on_top_of_each_other(models, lammps_of):
     atoms = water()
     atoms.positions[7] = atoms.positions[3] + [1e-7, 0, 0]
     assert np.isfinite(lammps_of(atoms).potential(models["water"]).evaluate().forces).all()
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A model of two layers."""
+    return write_model(tmp_path_factory.mktemp("deep") / "deep.pt", num_message_passing=1)
+
+
+class TestRanks:
+    """On two ranks: one message, within seconds, and no rank that waits for the other."""
+
+    SECONDS = 60  # of which most are for starting two programs on a busy machine
+
+    @pytest.fixture
+    def run(self, plugin, tmp_path):
+        def run(model, before="", after="run 0", atoms=None):
+            write_data(tmp_path / "w.data", water() if atoms is None else atoms, ("H", "O"), "atomic")
+            script = f"units metal\nprocessors 2 1 1\n{before}\nread_data w.data\n"
+            script += f"pair_style mliap/les\npair_coeff * * {model} H O\nthermo_style custom step pe\n"
+            start = time.monotonic()
+            done = lmp(script + "thermo_modify format float %.17g\n" + after, tmp_path, ranks=2)
+            assert time.monotonic() - start < self.SECONDS
+            return done
+
+        return run
+
+    def check(self, done, message):
+        output = done.stdout + done.stderr
+        assert done.returncode != 0, output
+        assert re.search(message, output), output
+        assert output.count("ERROR") == 1
+        assert "backtrace" not in output
+
+    def test_ghost_cutoff(self, run, deep, lammps_of):
+        """A ghost cutoff that is too short is refused; the line that the message names works; one rank needs none."""
+        done = run(deep, before="neighbor 0.73 bin\ncomm_modify cutoff 4.0")
+        message = (
+            r"the ghost cutoff 4 of comm_modify is below the 8.73 angstrom that 2 layers of cutoff 4 and the neighbor "
+            r"skin 0.73 need on several MPI ranks: remove it, or use: (comm_modify cutoff 8.8) "
+        )
+        self.check(done, message)
+        line = re.search(message, done.stdout + done.stderr).group(1)
+        done = run(deep, before=f"neighbor 0.73 bin\n{line}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        energy = float(re.search(r"\n +0 +(-\S+)", done.stdout).group(1))
+        plain = lammps_of(water()).potential(deep).evaluate().energy
+        assert energy == pytest.approx(plain, rel=1e-12)
+        alone = lammps_of(water()).run("comm_modify cutoff 4.0").potential(deep).evaluate().energy
+        assert alone == pytest.approx(plain, rel=1e-12)
+
+    def test_ghost_cutoff_by_type(self, run, deep):
+        done = run(deep, before="neighbor 1.0 multi\ncomm_modify mode multi")
+        self.check(done, r"model of 2 layers on several MPI ranks needs one ghost cutoff: use comm_modify mode single")
+
+    def test_ghost_cutoff_is_given_back(self, run, deep, models):
+        """What a model asked for is no setting of the user's: another model may need more, another style less."""
+        after = (
+            f"run 0\npair_coeff * * {models['water']} H O\nrun 0\npair_coeff * * {deep} H O\nrun 0\n"
+            "pair_style zero 4.0\npair_coeff * *\nneighbor 3.0 bin\nrun 0\n"
+            f"pair_style mliap/les\npair_coeff * * {deep} H O\nrun 0\n"
+        )
+        done = run(deep, after=after)
+        assert done.returncode == 0, done.stdout + done.stderr
+        cutoffs = [float(c) for c in re.findall(r"ghost atom cutoff = (\S+)", done.stdout)]
+        assert cutoffs == [10.0, 6.0, 10.0, 7.0, 11.0]
+        energies = re.findall(r"\n +0 +(-\S+)", done.stdout)
+        assert float(energies[-1]) == pytest.approx(float(energies[0]), rel=1e-12)
+
+    def test_missing_model(self, run):
+        self.check(run("nothing.pt"), r"model file 'nothing.pt' not found")
+
+    @staticmethod
+    def of_second_rank():
+        """Two atoms of ``water()`` well inside the upper half along x."""
+        return [i for i, x in enumerate(water().positions[:, 0] % 6.2) if 4.0 < x < 5.5][:2]
+
+    @pytest.mark.parametrize("kspace", ["ewald", "mesh"])
+    def test_atoms_on_top_of_each_other(self, kspace, run, models):
+        """The message names the pair, though the spoiled charges spoil the results of both ranks."""
+        atoms = water()
+        first, second = self.of_second_rank()
+        atoms.positions[second] = atoms.positions[first]
+        done = run(models["water"], atoms=atoms, after=f"pair_style mliap/les kspace {kspace}\nrun 0")
+        pair = rf"({first + 1} and {second + 1}|{second + 1} and {first + 1})"
+        self.check(done, rf"non-finite energy at step 0; the closest atoms, {pair}, are 0 angstrom apart")
+
+    def test_position_that_is_not_a_number(self, run, models):
+        atom = self.of_second_rank()[0] + 1
+        fast = (
+            f"set atom {atom} vx 1e308\nfix 1 all nve\ntimestep 100\nneigh_modify delay 100 every 100 check no\nrun 5"
+        )
+        self.check(run(models["water"], after=fast), rf"position of atom {atom} is not a number at step 1")

@@ -1,0 +1,511 @@
+"""Any number of MPI ranks: energy, forces, virial, charges and trajectories are those of one rank.
+
+An evaluation is the same sum on every number of ranks, in another order. Values may therefore differ by rounding
+only: 1e-10 of the largest one of their kind. Starting ``mpiexec`` takes longer than evaluating such small systems, so
+one start evaluates all cases of one number of ranks, one after the other, and every test looks at its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase
+import numpy as np
+import pytest
+from conftest import ELEMENTS, TILTED, lmp, random_atoms, water, write_data, write_model
+
+TOLERANCE = 1e-10
+
+
+# ---- running cases
+
+
+@dataclass
+class Case:
+    """One configuration and potential; ``layouts`` are the processor grids, more than one rank, to compare on.
+
+    A layout ending in " rcb" uses ``comm_style tiled`` and ``balance 1.0 rcb``. ``pair`` replaces the pair commands
+    of a plain ``pair_style mliap/les``; MODEL in it stands for the file of ``model``, and other models are named by
+    their key in braces.
+    """
+
+    atoms: ase.Atoms
+    layouts: tuple[str, ...]
+    model: str = "1 layer"
+    keywords: str = ""
+    boundary: str = "p p p"
+    pair: str = ""
+    settings: str = ""  # after reading the data, before the pair style
+    after: str = ""  # after the pair style
+    elements: tuple[str, ...] = ELEMENTS
+    num_charges: int = 1
+    instance: str = "mliap/les"  # as compute pair and fix pair name it
+    ids: tuple[int, ...] | None = None
+    units: str = "metal"
+    shares: tuple[int, ...] = ()  # expected numbers of own atoms of all ranks on the first layout, if that is the point
+
+
+@dataclass
+class Evaluated:
+    energy: float
+    virial: np.ndarray
+    split: np.ndarray  # of compute pair: total, short-range, long-range
+    ids: np.ndarray
+    forces: np.ndarray
+    energies: np.ndarray
+    charges: np.ndarray
+    owners: np.ndarray  # rank that has the atom
+    log: str
+
+
+def rank_count(layout: str) -> int:
+    return int(np.prod([int(n) for n in layout.split()[0].split("x")]))
+
+
+def commands_of(tag: str, case: Case, layout: str, folder: Path, models: dict[str, Path]) -> str:
+    """Commands that evaluate a case and leave ``tag.atoms``, ``tag.values`` and ``tag.log`` in the folder."""
+    grid, _, tiled = layout.partition(" ")
+    write_data(folder / f"{tag}.data", case.atoms, case.elements, "atomic", case.ids)
+    pair = case.pair or f"pair_style mliap/les {case.keywords}\npair_coeff * * MODEL {' '.join(case.elements)}"
+    pair = pair.replace("MODEL", str(models[case.model]))
+    for name in re.findall(r"\{(.*?)\}", pair):
+        pair = pair.replace(f"{{{name}}}", str(models[name]))
+    columns = {0: "", 1: "f_q", 2: "f_q[1] f_q[2]"}[case.num_charges]
+    keep = f"fix q all pair 1 {case.instance.replace(' ', ':')} charge 0" if case.num_charges else ""
+    values = ["pe", *[f"c_virial[{k + 1}]" for k in range(6)], "c_split", "c_split[1]", "c_split[2]"]
+    return f"""
+clear
+log {tag}.log
+units {case.units}
+boundary {case.boundary}
+box tilt large
+processors {grid.replace("x", " ")}
+comm_style {"tiled" if tiled else "brick"}
+read_data {tag}.data
+neighbor 1.0 bin
+{case.settings}
+{"balance 1.0 rcb" if tiled else ""}
+{pair}
+{case.after}
+{keep}
+compute split all pair {case.instance}
+compute each all pe/atom
+compute owner all property/atom proc
+compute virial all pressure NULL virial
+thermo_style custom step {" ".join(values)}
+thermo_modify norm no
+dump d all custom 1 {tag}.atoms id fx fy fz c_each c_owner {columns}
+dump_modify d sort id format float %.17g
+run 0
+print "{" ".join(f"$({value}:%.17g)" for value in values)}" file {tag}.values
+"""
+
+
+def read(tag: str, folder: Path) -> Evaluated:
+    values = np.array((folder / f"{tag}.values").read_text().split(), dtype=float)
+    table = np.loadtxt(folder / f"{tag}.atoms", skiprows=9, ndmin=2)
+    return Evaluated(
+        energy=values[0],
+        virial=values[1:7],
+        split=values[7:10],
+        ids=table[:, 0].astype(int),
+        forces=table[:, 1:4],
+        energies=table[:, 4],
+        owners=table[:, 5].astype(int),
+        charges=table[:, 6:],
+        log=(folder / f"{tag}.log").read_text(),
+    )
+
+
+def slug(text: str) -> str:
+    return re.sub(r"\W+", "_", text)
+
+
+class Evaluations:
+    """All cases on one number of ranks, evaluated by one start of ``lmp`` when the first of them is asked for."""
+
+    def __init__(self, folder: Path, models: dict[str, Path]) -> None:
+        self.folder, self.models = folder, models
+        self.finished: dict[int, subprocess.CompletedProcess] = {}
+        self.work = defaultdict(list)
+        for name, case in CASES.items():
+            if case.model in models:
+                self.work[1].append((name, "1x1x1"))
+                for layout in case.layouts:
+                    self.work[rank_count(layout)].append((name, layout))
+
+    def __call__(self, name: str, layout: str) -> Evaluated:
+        ranks = rank_count(layout)
+        if ranks not in self.finished:
+            script = "".join(
+                commands_of(slug(f"{n}-{where}"), CASES[n], where, self.folder, self.models)
+                for n, where in self.work[ranks]
+            )
+            self.finished[ranks] = lmp(script, self.folder, ranks=ranks)
+        tag = slug(f"{name}-{layout}")
+        done = self.finished[ranks]
+        if not (self.folder / f"{tag}.values").is_file():
+            pytest.fail(f"{name} on {layout} was not evaluated:\n{(done.stdout + done.stderr)[-3000:]}")
+        return read(tag, self.folder)
+
+
+@pytest.fixture(scope="module")
+def rank_models(models, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rank_models")
+    made = {
+        "1 layer": models["water"],
+        "2 layers": write_model(folder / "two.pt", num_message_passing=1),
+        "3 layers": write_model(folder / "three.pt", num_message_passing=2),
+        "2 layers, 2 charges": models["two charges"],
+        "short range": models["short range"],
+        "3 layers, cutoff 3": write_model(folder / "short_cutoff.pt", num_message_passing=2, cutoff=3.0),
+        "gentle, 2 layers": write_model(folder / "gentle.pt", num_message_passing=1, softness=10.0),
+    }
+    with contextlib.suppress(ImportError):  # its cases are skipped then
+        made["MACE"] = write_mace(folder)
+    return made
+
+
+def write_mace(folder: Path) -> Path:
+    """A small random MACE with two interactions and latent charges, through les_md.export."""
+    import mace  # noqa: F401  (ImportError if it is not there)
+
+    from les_md import export
+    from tests.architectures import test_mace
+
+    with pytest.MonkeyPatch.context() as patch:
+        test_mace.les_package.__wrapped__(patch)
+        source = test_mace.saved(test_mace.make_model(), folder)
+        return export(source, folder / "mace.pt", dtype="float64").path
+
+
+@pytest.fixture(scope="module")
+def evaluations(rank_models, plugin, tmp_path_factory) -> Evaluations:
+    return Evaluations(tmp_path_factory.mktemp("ranks"), rank_models)
+
+
+def deviations(result: Evaluated, reference: Evaluated) -> dict[str, float]:
+    """Largest differences, each relative to the largest value of its kind."""
+    np.testing.assert_array_equal(result.ids, reference.ids)
+    found = {"energy": abs(result.energy - reference.energy) / abs(reference.energy)}
+    found["split"] = np.abs(result.split - reference.split).max() / abs(reference.energy)
+    for kind in ("forces", "virial", "energies", "charges"):
+        ours, theirs = getattr(result, kind), getattr(reference, kind)
+        if theirs.size:
+            found[kind] = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-3)
+    return found
+
+
+# ---- cases
+
+
+def half_filled(length: float = 12.4) -> ase.Atoms:
+    """Water in the lower half of a box along x."""
+    atoms = water((2, 2, 2))
+    atoms.set_cell([length, 6.2, 6.2])
+    atoms.positions[:, 0] %= 6.2
+    return atoms
+
+
+def uneven() -> ase.Atoms:
+    """A box of 12.4 Å with water in one octant and thin vapour elsewhere, for balancing."""
+    atoms = water((2, 2, 2))
+    atoms.positions %= 6.2
+    vapour = water((2, 2, 2), 6.2)
+    inside = (vapour.positions % 12.4 < 6.9).all(1)
+    del vapour[[i for i in range(len(vapour)) if inside[i - i % 3 : i - i % 3 + 3].any()]]
+    atoms.set_cell([12.4] * 3)
+    return atoms + vapour
+
+
+def with_helium() -> ase.Atoms:
+    """Water in the lower half along x, helium, which no model knows, in the upper."""
+    atoms = half_filled()
+    helium = np.array([[7.5, 1.0, 1.0], [8.0, 4.0, 3.0], [9.9, 2.0, 5.0], [11.0, 5.0, 1.0]])
+    return atoms + ase.Atoms("He4", positions=helium)
+
+
+def cluster(length: float = 14.0) -> ase.Atoms:
+    """Twelve atoms in the corner region of a larger box, in open space."""
+    atoms = random_atoms(np.diag([7.0, 7, 7]).tolist(), False, "HOHHOHHOHOHO")
+    atoms.set_cell([length] * 3)
+    atoms.positions += 0.3
+    return atoms
+
+
+RNG = np.random.default_rng(11)
+RANDOM_IDS = tuple(int(i) for i in RNG.choice(2_000_000_000, size=24, replace=False) + 1)
+MANY = ("2x1x1", "1x2x1", "1x3x1", "2x2x1")
+HYBRID = "pair_style hybrid/overlay mliap/les {keywords} zero 4.0\npair_coeff * * mliap/les MODEL {elements}\n"
+NULL = "pair_style hybrid/overlay mliap/les zero 4.0\npair_coeff * * mliap/les MODEL H O NULL\npair_coeff * * zero"
+TWO_MODELS = (
+    "pair_style hybrid/overlay mliap/les mliap/les\n"
+    "pair_coeff * * mliap/les 1 {first} H O\npair_coeff * * mliap/les 2 {second} H O"
+)
+LAYER_NUMBERS = ("1 layer", "2 layers", "3 layers")
+
+CASES: dict[str, Case] = {}
+
+# A box of 6.2 Å, thinner than the receptive field of every model, and parts as thin as 2.1 Å.
+for layers in LAYER_NUMBERS:
+    eight = ("2x2x2",) if layers == "2 layers" else ()
+    CASES[f"water, {layers}"] = Case(water(), (*MANY, *eight), layers, "kspace ewald")
+CASES["water, mesh"] = Case(water(), ("2x1x1", "1x3x1", "2x2x1"), "2 layers", "kspace mesh accuracy 1e-4")
+CASES["water, short range"] = Case(water(), ("2x2x1",), "short range", num_charges=0)
+CASES["water, units real"] = Case(water(), ("2x1x1",), units="real")
+CASES["box of 3 angstrom"] = Case(water((1, 1, 1)), ("2x1x1", "1x2x2"), "3 layers", "kspace mesh")
+CASES["one atom and its images"] = Case(ase.Atoms("O", [[0.3, 0.2, 0.1]], cell=[2.2, 2.3, 2.4]), ("2x1x1",), "2 layers")
+
+for solver in ("ewald", "mesh"):
+    charges = {"model": "2 layers, 2 charges", "num_charges": 2}
+    CASES[f"tilted, {solver}"] = Case(
+        random_atoms(TILTED, True, "HHOOHHOHOH"), ("2x1x1", "2x2x1"), keywords=f"kspace {solver}", **charges
+    )
+    slab = random_atoms([[6, 0, 0], [0, 6.5, 0], [0, 0, 14.0]], (True, True, False), "HOHOHOHO")
+    CASES[f"slab correction, {solver}"] = Case(
+        slab, ("2x1x1", "1x2x2"), "2 layers", f"kspace {solver} slab yes", boundary="p p f"
+    )
+    CASES[f"isolated, {solver}"] = Case(cluster(), ("2x1x1", "2x2x1"), "2 layers", f"kspace {solver}", boundary="f f f")
+CASES["slab correction, 2 charges"] = Case(
+    slab, ("1x1x2",), keywords="slab yes", boundary="p p f", num_charges=2, model="2 layers, 2 charges"
+)
+CASES["isolated, 2 charges"] = Case(
+    cluster(), ("1x1x2",), keywords="kspace mesh", boundary="f f f", num_charges=2, model="2 layers, 2 charges"
+)
+CASES["tilted slab"] = Case(random_atoms(TILTED, (True, True, False), "HOHOHOHO"), ("2x2x1",), boundary="p p f")
+CASES["rod"] = Case(
+    random_atoms(np.diag([9.0, 9.0, 3.5]).tolist(), (False, False, True), "HOHOH"),
+    ("2x1x1", "1x3x1"),
+    "2 layers",
+    boundary="f f p",
+)
+CASES["one periodic axis"] = Case(slab, ("1x2x1",), boundary="p f f")
+CASES["shrink-wrapped"] = Case(cluster(), ("2x1x1", "1x3x1"), "2 layers", boundary="s s s")
+CASES["shrink-wrapped, mesh"] = Case(cluster(), ("1x2x2",), "3 layers", "kspace mesh", boundary="s m s")
+
+CASES["a rank without atoms"] = Case(half_filled(), ("2x1x1", "1x3x1"), "2 layers", shares=(24, 0))
+CASES["a rank without atoms, mesh"] = Case(half_filled(), ("2x1x1",), keywords="kspace mesh", shares=(24, 0))
+CASES["ranks without atoms, fixed"] = Case(
+    cluster(60.0), ("2x1x1", "2x2x1"), "3 layers", "kspace ewald", boundary="f f f", shares=(12, 0)
+)
+CASES["ranks without atoms, fixed, mesh"] = Case(
+    cluster(60.0), ("2x1x1", "2x2x1"), "2 layers", "kspace mesh", boundary="f f f", shares=(12, 0)
+)
+helium = {"elements": ("H", "O", "He"), "pair": NULL, "shares": (24, 4)}
+CASES["a rank with helium alone"] = Case(with_helium(), ("2x1x1", "2x2x1"), "1 layer", **helium)
+CASES["a rank with helium alone, 2 layers"] = Case(with_helium(), ("2x1x1",), "2 layers", **helium)
+CASES["two models"] = Case(
+    water(), ("2x1x1", "2x2x1"), pair=TWO_MODELS.format(first="{2 layers}", second="{1 layer}"), instance="mliap/les 1"
+)
+CASES["two deep models"] = Case(
+    water(),
+    ("2x1x1", "2x2x1"),
+    pair=TWO_MODELS.format(first="{2 layers}", second="{3 layers, cutoff 3}"),
+    instance="mliap/les 2",
+)
+
+CASES["random IDs"] = Case(water(), ("2x1x1", "2x2x1"), "2 layers", ids=RANDOM_IDS)
+CASES["deleted atoms"] = Case(
+    water(),
+    ("2x1x1", "1x3x1"),
+    "2 layers",
+    settings="group gone id 4:6 19:21\ndelete_atoms group gone compress no\nset group all image 0 0 0",
+)
+for layers in LAYER_NUMBERS[:2]:
+    CASES[f"balanced, {layers}"] = Case(uneven(), ("1x1x2 rcb", "1x3x1 rcb", "2x2x1 rcb"), layers)
+CASES["MACE"] = Case(water(), ("2x1x1", "2x2x1"), "MACE")
+
+
+# ---- rank independence
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [(name, layout) for name, case in CASES.items() for layout in case.layouts]
+)
+def test_every_number_of_ranks_gives_the_same(name, layout, evaluations):
+    """Energy, its parts, forces, virial, per-atom energies and charges are those of one rank, to rounding."""
+    case = CASES[name]
+    if case.model not in evaluations.models:
+        pytest.skip("mace-torch is not installed")
+    reference = evaluations(name, "1x1x1")
+    result = evaluations(name, layout)
+    assert len(set(result.owners)) <= rank_count(layout)
+    if case.shares and layout == case.layouts[0]:
+        assert tuple(np.bincount(result.owners, minlength=rank_count(layout))) == case.shares
+    found = deviations(result, reference)
+    assert max(found.values()) < TOLERANCE, found
+
+
+def test_tilted_cells_are_cut_into_parts(evaluations):
+    """The layouts are what they say: balancing cuts elsewhere than a grid, which has 27 of 45 atoms on one rank."""
+    even = evaluations("balanced, 1 layer", "2x2x1 rcb")
+    assert np.bincount(even.owners, minlength=4).max() < 15
+    assert "2 by 2 by 1 MPI processor grid" in even.log
+    assert "1 by 3 by 1 MPI processor grid" in evaluations("water, 3 layers", "1x3x1").log
+
+
+def test_log_of_several_ranks(evaluations):
+    """The log gives means over ranks, the slowest, and what the ranks share beyond their own atoms."""
+    log = evaluations("a rank without atoms", "2x1x1").log
+    assert re.search(r"per rank 12 own atoms \(at most 24\), \d+ nodes \(1\.\d\d times the own atoms\), \d+ edges", log)
+    assert re.search(
+        r"1 evaluations, ms each \(mean of the ranks, slowest\): neighbours \d+\.\d{3} \(\d+\.\d{3}\)", log
+    )
+    assert re.search(r"peak memory per rank \d+ MB, at most \d+ MB", log)
+    deep = evaluations("water, 3 layers", "2x2x1").log
+    # Every rank needs the edges of nearly all 24 atoms of this small box, and owns 6.
+    assert float(re.search(r"edges \((.*?) times those of own atoms", deep).group(1)) > 3.0
+    assert "(1.00 times those of own atoms)" in evaluations("water, 1 layer", "2x2x1").log
+
+
+# ---- trajectories
+
+
+def run_script(script: str, folder: Path, ranks: int) -> str:
+    """Runs an input with 17 digits in its tables; returns the log."""
+    done = lmp(script, folder, ranks=ranks)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return (folder / "log.lammps").read_text()
+
+
+def tables(log: str) -> list[np.ndarray]:
+    """The thermodynamic output of every run in a log, [lines, columns]."""
+    found = re.findall(r"\n +Step .*\n((?: *-?\d.*\n)+)", log)
+    return [np.array([line.split() for line in table.splitlines()], dtype=float) for table in found]
+
+
+def snapshots(path: Path) -> np.ndarray:
+    """A text dump, [frames, atoms, columns]."""
+    frames = path.read_text().split("ITEM: TIMESTEP\n")[1:]
+    return np.array([[line.split() for line in frame.splitlines()[8:]] for frame in frames], dtype=float)
+
+
+def start_of(folder: Path, grid: str, potential: str, model: Path) -> str:
+    write_data(folder / "start.data", water(), ELEMENTS, "atomic")
+    return (
+        f"units metal\nprocessors {grid}\nread_data start.data\nneighbor 0.3 bin\n"
+        "neigh_modify every 1 delay 0 check yes\n"
+        f"pair_style mliap/les {potential}\npair_coeff * * {model} H O\nvelocity all create 2000 4\n"
+    )
+
+
+def test_trajectories_stay_together(rank_models, plugin, tmp_path):
+    """200 steps on 1 and 4 ranks, with atoms that change their rank by moving and by balancing: the same trajectory.
+
+    The sums of the ranks differ in the last digits, 1e-15 relative, and collisions amplify this only slowly at first
+    (measured: 2e-14 Å): 1e-10 Å leaves room for that and for nothing else.
+    """
+    frames, energies = [], []
+    for ranks, grid in ((1, "1 1 1"), (4, "2 2 1")):
+        folder = tmp_path / f"ranks{ranks}"
+        folder.mkdir()
+        script = start_of(folder, grid, "kspace mesh", rank_models["gentle, 2 layers"])
+        script += (
+            "timestep 0.00025\nfix 1 all nve\ncompute owner all property/atom proc\n"
+            + ("fix even all balance 25 1.0 shift xy 5 1.05\n" if ranks > 1 else "")
+            + "dump d all custom 10 all.dump id xu yu zu vx vy vz c_owner\ndump_modify d sort id format float %.17g\n"
+            "thermo 10\nthermo_style custom step pe etotal\nthermo_modify format float %.17g\nrun 200\n"
+        )
+        energies.append(tables(run_script(script, folder, ranks))[0])
+        frames.append(snapshots(folder / "all.dump"))
+    one, four = frames
+    assert len(one) == 21
+    assert not one[:, :, 7].any()
+    assert (np.diff(four[:, :, 7], axis=0) != 0).sum() > 10  # changes of rank
+    assert np.linalg.norm(one[-1, :, 1:4] - one[0, :, 1:4], axis=1).max() > 0.5  # Å
+    assert np.abs(four[:, :, 1:4] - one[:, :, 1:4]).max() < 1e-10  # Å
+    assert np.abs(four[:, :, 4:7] - one[:, :, 4:7]).max() < 1e-10 * np.abs(one[:, :, 4:7]).max()
+    np.testing.assert_allclose(energies[1][:, 1:], energies[0][:, 1:], rtol=1e-12)
+
+
+def test_atom_that_leaves_a_cluster(rank_models, plugin, tmp_path):
+    """An atom flies away over 30 Å: the mesh of an isolated system follows, on all ranks alike, without a visible jump.
+
+    After every step the energy is also that of the sum over all pairs to the accuracy of the mesh.
+    """
+    write_data(tmp_path / "start.data", cluster(), ELEMENTS, "atomic")
+    tables_of = {}
+    for ranks, kspace in ((1, "ewald"), (1, "mesh"), (2, "mesh")):
+        script = (
+            f"units metal\nboundary s s s\nprocessors * 1 1\nread_data start.data\n"
+            f"pair_style mliap/les kspace {kspace}\npair_coeff * * {rank_models['gentle, 2 layers']} H O\n"
+            "set atom 1 vx 5000 vy 3000 vz -2000\nfix 1 all nve\ntimestep 0.00025\ncompute split all pair mliap/les\n"
+            "thermo 1\nthermo_style custom step pe c_split[2] xlo xhi\nthermo_modify format float %.17g\nrun 25\n"
+        )
+        (tables_of[ranks, kspace],) = tables(run_script(script, tmp_path, ranks))
+    mesh = tables_of[1, "mesh"]
+    assert mesh[-1, 4] - mesh[-1, 3] > mesh[0, 4] - mesh[0, 3] + 20.0
+    np.testing.assert_allclose(tables_of[2, "mesh"], mesh, rtol=1e-11)
+    long_range = tables_of[1, "ewald"][:, 2]
+    np.testing.assert_allclose(mesh[:, 2], long_range, rtol=0, atol=1e-5 * np.abs(long_range).max())
+
+
+def test_restart_on_another_number_of_ranks(rank_models, plugin, tmp_path):
+    """A trajectory of 2 ranks, written half way, goes on unchanged on 1 and on 3."""
+    model = rank_models["gentle, 2 layers"]
+    output = (
+        "fix 1 all nve\ntimestep 0.00025\nthermo 10\nthermo_style custom step pe etotal\n"
+        "thermo_modify format float %.17g\n"
+    )
+    script = start_of(tmp_path, "2 1 1", "", model) + output
+    first = tables(run_script(script + "run 10\nwrite_restart half.restart\nrun 10\n", tmp_path, 2))
+    for ranks in (1, 3):
+        again = "read_restart half.restart\nneighbor 0.3 bin\n"
+        again += f"pair_style mliap/les\npair_coeff * * {model} H O\n{output}run 10\n"
+        (table,) = tables(run_script(again, tmp_path, ranks))
+        np.testing.assert_allclose(table, first[1], rtol=1e-11)
+    np.testing.assert_array_equal(first[0][-1], first[1][0])
+
+
+# ---- pressure
+
+
+def cell_of(row: np.ndarray) -> np.ndarray:
+    """Lattice vectors from lx ly lz xy xz yz."""
+    lx, ly, lz, xy, xz, yz = row
+    return np.array([[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]])
+
+
+DEFORMATIONS = ("x", "y", "z", "xy", "xz", "yz")
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_pressure_is_the_strain_derivative(ranks, rank_models, plugin, tmp_path):
+    """The virial against energy differences along six independent deformations, by ewald and mesh.
+
+    ``kset fixed`` keeps the wave vectors of the first step of a run, so all strained boxes must belong to one run:
+    ``fix deform wiggle`` passes through one on either side of the first. (It changes the box at the end of a step,
+    after the energy: the energy of a line belongs to the box of the line before.) Edges a and c are multiples of
+    dl = 2 Å, where the set would change otherwise.
+    """
+    cell = np.array([[6.0, 0, 0], [2.1, 6.5, 0], [-1.2, np.sqrt(36 - 1.44 - 27.04), 5.2]])
+    write_data(tmp_path / "tilted.data", random_atoms(cell, True, "HHOOHHOHOH"), ELEMENTS, "atomic")
+    script = (
+        f"units metal\nprocessors {'2 2 1' if ranks == 4 else '1 1 1'}\nread_data tilted.data\n"
+        f"pair_style mliap/les\npair_coeff * * {rank_models['2 layers']} H O\ntimestep 0.001\n"
+        "compute virial all pressure NULL virial\nthermo 1\n"
+        "thermo_style custom step pe lx ly lz xy xz yz c_virial[*]\nthermo_modify format float %.17g norm no\n"
+    )
+    for solver in ("ewald", "mesh accuracy 1e-3"):
+        script += f"pair_style mliap/les kspace {solver} kset fixed\n"
+        for deformation in DEFORMATIONS:
+            script += f"fix 1 all deform 1 {deformation} wiggle 2e-4 0.004 remap x flip no units box\nrun 4\nunfix 1\n"
+    found = tables(run_script(script, tmp_path, ranks))
+    assert len(found) == 12
+    for table in found:
+        cells = [cell_of(row[2:8]) for row in table]
+        volume = np.linalg.det(cells[0])
+        pressure = table[0, 8:] / 1.6021765e6  # eV/Å³
+        virial = volume * pressure[[0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(3, 3)
+        strains = [np.linalg.inv(cells[0]) @ cell - np.eye(3) for cell in cells[:-1]]
+        energies = table[1:, 1]
+        expected = [-(virial * strain).sum() for strain in strains]
+        assert np.abs(strains[1] - strains[3]).max() > 4e-5
+        error = energies[1] - energies[3] - (expected[1] - expected[3])
+        size = np.abs(strains[1] - strains[3]).sum() * np.abs(virial).max()
+        assert abs(error) < 1e-6 * size
