@@ -82,8 +82,6 @@ def measure(
     samples = []
     for total, report in zip(totals, reports, strict=True):
         parts = {name: float(re.search(rf" {name} (\S+)", report)[1]) for name in PARTS}
-        # The pair style reports per evaluation, of which a run makes one more than steps.
-        parts = {name: value * (steps + 1) / steps for name, value in parts.items()}
         parts["electrostatics"] = sum(parts[name] for name in ("density", "reduction", "solve", "gather"))
         samples.append({"total": total, **parts, "other": total - sum(parts[name] for name in PARTS)})
     result = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}

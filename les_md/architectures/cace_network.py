@@ -307,14 +307,18 @@ class CACENetwork(torch.nn.Module):
         """
         vectors = edge_vectors.to(self.neighbour_embedding.dtype)
         centre, neighbour = edge_index[0], edge_index[1]
-        num_atoms = types.size(0)
+        num_nodes = types.size(0)
+        # Of a part of a system, the last nodes are neighbours only. Features are computed up to the last centre and one
+        # node beyond, which stands for all further ones: none of them has a neighbour.
+        last_centre = int(centre.max().item()) if centre.size(0) > 0 else -1
+        num_atoms = min(num_nodes, last_centre + 2)
         distance = torch.sqrt((vectors * vectors).sum(1))
         # The published models were trained with this 1e-9 (Å); it is visible at the ninth digit.
         angular = torch.cat(monomials(vectors / (distance + 1e-9)[:, None], self.max_l), dim=1)
         radial = self._radial_functions(distance)
 
         neighbour_embedding = self.neighbour_embedding[types]
-        centre_embedding = self.centre_embedding[types]
+        centre_embedding = self.centre_embedding[types[:num_atoms]]
         weights = neighbour_embedding[neighbour][:, :, None] * radial[:, None, :]
         rows, width = neighbour_rows(centre, num_atoms)
         flat_weights = weights.flatten(1)
@@ -330,7 +334,7 @@ class CACENetwork(torch.nn.Module):
         features = self.symmetriser(mixed, centre_embedding)
         layers = [features.flatten(1)]
         for message in self.messages:
-            gate = message(features) * neighbour_embedding[:, None, :, None]
+            gate = _continued(message(features), num_nodes) * neighbour_embedding[:, None, :, None]
             a = self._message_passing(torch.split(angular_rows, self.sizes, dim=2), radial, gate, neighbour, rows)
             features = self.symmetriser(a, self.message_normalisation * centre_embedding)
             layers.append(features.flatten(1))
@@ -343,9 +347,10 @@ class CACENetwork(torch.nn.Module):
             close_centre = centre[close]
             pair = self.repulsion(distance.index_select(0, close), types[close_centre], types[neighbour[close]])
             energy = energy.index_add(0, close_centre, pair)
+        energy = _continued(energy, num_nodes)
         if self.num_charges == 0:
-            return energy, energy.new_zeros((num_atoms, 0))
-        return energy, self.charge_scale * self.charge_readout(inputs)
+            return energy, energy.new_zeros((num_nodes, 0))
+        return energy, _continued(self.charge_scale * self.charge_readout(inputs), num_nodes)
 
     def _radial_functions(self, distance: Tensor) -> Tensor:
         """Bessel functions times cutoff, [E, n]."""
@@ -367,7 +372,7 @@ class CACENetwork(torch.nn.Module):
         self, angular_rows: list[Tensor], radial: Tensor, gate: Tensor, neighbour: Tensor, rows: Tensor
     ) -> list[Tensor]:
         """Sums of the edges of the first layer, each weighted by its neighbour's gate [N, L+1, a, b], by degree."""
-        num_atoms, d = gate.size(0), gate.size(2)
+        num_atoms, d = angular_rows[0].size(0), gate.size(2)
         mixed: list[Tensor] = []
         for degree, mixing in enumerate(self.radial_mixing):
             width, size = angular_rows[degree].size(1), angular_rows[degree].size(2)
@@ -383,3 +388,13 @@ class CACENetwork(torch.nn.Module):
             product = torch.bmm(per_channel, channel_mixing).reshape(d, d, num_atoms, size, self.num_radial)
             mixed.append(product.permute(0, 2, 3, 1, 4))
         return mixed
+
+
+def _continued(values: Tensor, num_nodes: int) -> Tensor:
+    """[n, …] with the last row repeated, [num_nodes, …]."""
+    missing = num_nodes - values.size(0)
+    if missing == 0:
+        return values
+    sizes = list(values.shape)
+    sizes[0] = missing
+    return torch.cat([values, values[-1:].expand(sizes)])

@@ -22,8 +22,8 @@ from torch import Tensor
 
 
 def _atoms_per_block(points: int) -> int:
-    """Atoms at a time, so that an intermediate of ``points`` numbers per atom stays below 16 MB."""
-    return max(1, (1 << 21) // points)
+    """Atoms at a time, so that an intermediate of ``points`` numbers per atom is 4 MB: larger ones are slower."""
+    return max(1, (1 << 19) // points)
 
 
 def _window_of(offset: Tensor, polynomials: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,17 +64,21 @@ def spread_on_mesh(coordinates: Tensor, charges: Tensor, shape: list[int], polyn
     order = polynomials.size(1) // 2
     stride1, stride2 = shape[1] * shape[2], shape[2]
     steps = torch.arange(order, device=coordinates.device)
-    points = (steps[:, None, None] * stride1 + steps[None, :, None] * stride2 + steps[None, None, :]).reshape(-1)
-    flat = torch.zeros(charges.size(1), shape[0] * stride1, dtype=charges.dtype, device=charges.device)
-    block = _atoms_per_block(order * order * order)
+    plane = (steps[:, None] * stride2 + steps[None, :]).reshape(-1)
+    points = shape[0] * stride1
+    flat = torch.zeros(charges.size(1), points, dtype=charges.dtype, device=charges.device)
+    block = _atoms_per_block(order * order)
     for start in range(0, coordinates.size(0), block):
         first, offset = _locate(coordinates[start : start + block], order)
         value, _slope = _window_of(offset, polynomials)
-        index = (first[:, 0] * stride1 + first[:, 1] * stride2 + first[:, 2])[:, None] + points
-        plane = (value[:, 0, :, None] * value[:, 1, None, :]).reshape(-1, order * order, 1)
+        # The window's planes across axis 1 have one index, and are added to the mesh from plane to plane.
+        index = ((first[:, 0] * stride1 + first[:, 1] * stride2 + first[:, 2])[:, None] + plane).reshape(-1)
+        across = (value[:, 1, :, None] * value[:, 2, None, :]).reshape(-1, order * order)
         for channel in range(charges.size(1)):
-            line = charges[start : start + block, channel, None] * value[:, 2]
-            flat[channel].scatter_add_(0, index.reshape(-1), (plane * line[:, None, :]).reshape(-1))
+            along = charges[start : start + block, channel, None] * value[:, 0]
+            for step in range(order):
+                mesh = flat[channel].narrow(0, step * stride1, points - step * stride1)
+                mesh.scatter_add_(0, index, (across * along[:, step, None]).reshape(-1))
     return flat.reshape(-1, shape[0], shape[1], shape[2])
 
 
@@ -97,14 +101,10 @@ def gather_from_mesh(mesh: Tensor, coordinates: Tensor, polynomials: Tensor) -> 
         value, slope = _window_of(offset, polynomials)
         # The points along axis 3 are neighbours in memory: one index stands for a whole line of the window.
         index = ((first[:, 0] * stride1 + first[:, 1] * stride2 + first[:, 2])[:, None] + lines).reshape(-1)
-        across = torch.stack(
-            [
-                value[:, 0, :, None] * value[:, 1, None, :],
-                slope[:, 0, :, None] * value[:, 1, None, :],
-                value[:, 0, :, None] * slope[:, 1, None, :],
-            ],
-            dim=1,
-        ).reshape(-1, 3, order * order)
+        # Value, derivative along axis 1 and derivative along axis 2: products of what belongs to the two axes
+        first_axis = torch.stack([value[:, 0], slope[:, 0], value[:, 0]], dim=1)
+        second_axis = torch.stack([value[:, 1], value[:, 1], slope[:, 1]], dim=1)
+        across = (first_axis[:, :, :, None] * second_axis[:, :, None, :]).reshape(-1, 3, order * order)
         channel_values: list[Tensor] = []
         channel_derivatives: list[Tensor] = []
         for channel in range(mesh.size(0)):

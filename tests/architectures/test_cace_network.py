@@ -69,6 +69,21 @@ def test_edges_beyond_the_cutoff_contribute_nothing(layers):
     torch.testing.assert_close(everything[1], only_inside[1], rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_nodes_without_edges(layers):
+    """Atoms without neighbours are the same wherever they stand among the nodes, and leave the others alone."""
+    network, positions, edge_index, types = network_and_edges(layers=layers, repulsion=True)
+    vectors = vectors_of(positions, edge_index)
+    energy, charge = network(vectors, edge_index, types)
+    lonely = torch.tensor([1, 0, 1])
+    after = network(vectors, edge_index, torch.cat([types, lonely]))
+    before = network(vectors, edge_index + 3, torch.cat([lonely, types]))
+    alone = network(vectors[:0], edge_index[:, :0], lonely)
+    for whole, last, first, single in zip((energy, charge), after, before, alone, strict=True):
+        torch.testing.assert_close(last, torch.cat([whole, single]), rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(first, torch.cat([single, whole]), rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("layers", [0, 1])
 def test_first_and_second_derivatives(layers):
     network, positions, edge_index, types = network_and_edges(max_l=2, layers=layers, repulsion=True)
