@@ -31,7 +31,7 @@ from scipy.special import iv
 
 #: Window orders that can be chosen, and mesh points per shortest half wave of the sum (oversampling).
 ORDERS = (4, 5, 6, 7, 8, 9, 10)
-OVERSAMPLINGS = (1.05, 1.15, 1.25, 1.35, 1.45, 1.6, 1.8, 2.0, 2.3, 2.6)
+OVERSAMPLINGS = (1.05, 1.15, 1.25, 1.35, 1.45, 1.5, 1.6, 1.8, 2.0, 2.3, 2.6)
 #: Number density (1/Å³) the error estimate assumes: half of that of water's atoms.
 DENSITY = 0.05
 #: 1/Å; below this wave number the charges of a liquid of neutral molecules screen each other.
@@ -117,6 +117,7 @@ class WindowTable:
     error: np.ndarray  # expected relative force error
     shape: np.ndarray  # β
     amplitude: np.ndarray  # p β²/I₂(β)
+    potential: float  # ∫ w(k)² d³k of uncorrelated charges, Å; what the error assumes
     polynomials: np.ndarray  # [orders, oversamplings, max degree + 1, 2 max order], zeros beyond what an order needs
 
 
@@ -139,7 +140,7 @@ def window_table(sigma: float, dl: float) -> WindowTable:
             polynomials[i, j, : len(columns), : 2 * order] = columns
         # A finer mesh is never worse: the estimate may wiggle, the choice must not.
         error[i] = np.maximum.accumulate(error[i, ::-1])[::-1]
-    return WindowTable(error, shape, amplitude, polynomials)
+    return WindowTable(error, shape, amplitude, float(estimate.whole_potential["uncorrelated"]), polynomials)
 
 
 class AliasingError:

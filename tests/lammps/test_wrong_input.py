@@ -354,3 +354,8 @@ class TestRanks:
             f"set atom {atom} vx 1e308\nfix 1 all nve\ntimestep 100\nneigh_modify delay 100 every 100 check no\nrun 5"
         )
         self.check(run(models["water"], after=fast), rf"position of atom {atom} is not a number at step 1")
+
+    def test_lost_atom(self, run, models):
+        """An atom that leaves through a fixed boundary stops the run; it does not silently leave the sum."""
+        flight = "set atom 1 vx 20000\nfix 1 all nve\ntimestep 0.00025\nneigh_modify every 1 delay 0\nthermo 1\nrun 20"
+        self.check(run(models["gentle"], before="boundary f f f", after=flight), r"Lost atoms: original 24 current 23")
