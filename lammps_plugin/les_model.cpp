@@ -102,6 +102,8 @@ std::string reason(const std::exception &error)
   std::string text = torch_error ? torch_error->what_without_backtrace() : error.what();
   while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) text.pop_back();
   if (text.rfind("The following operation failed", 0) == 0) text.erase(0, text.rfind('\n') + 1);
+  for (const std::string prefix : {"builtins.RuntimeError: ", "RuntimeError: "})    // raised by the script itself
+    if (text.rfind(prefix, 0) == 0) text.erase(0, prefix.size());
   return text;
 }
 

@@ -44,5 +44,6 @@ class Planner:
     def _make(self, cell: Tensor, bounds: Tensor, num_atoms: int) -> dict[str, Tensor]:
         try:
             return self.module.plan(cell, cell, bounds, num_atoms, self.kspace, self.accuracy, self.slab)
-        except RuntimeError as error:  # a script raises nothing else; the last line of its trace is the message
-            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")) from error
+        except (RuntimeError, torch.jit.Error) as error:  # the last line of a script's trace is the message
+            message = str(error).strip().splitlines()[-1]
+            raise ValueError(message.removeprefix("builtins.").removeprefix("RuntimeError: ")) from error

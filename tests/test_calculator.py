@@ -162,3 +162,37 @@ class TestWrongInput:
         atoms = ase.Atoms("OH", [[0, 0, 0], [0, 0, 1]], cell=[5, 5, 0], pbc=[True, True, False])
         with pytest.raises(ValueError, match="needs three cell vectors"):
             LESCalculator(model).get_potential_energy(atoms)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"kspace": "pppm"}, "^unknown kspace 'pppm': give auto, ewald or mesh"),
+            (
+                {"kspace": "mesh", "accuracy": 1e-15},
+                "^this accuracy is out of reach of the mesh: give a relative force",
+            ),
+            ({"accuracy": 3.0}, r"to 0\.1, or use kspace ewald"),
+        ],
+    )
+    def test_solver_options(self, model, options, message):
+        with pytest.raises(ValueError, match=message):
+            LESCalculator(model, **options)
+
+    def test_slab_of_other_boundaries(self, model):
+        atoms = ase.Atoms("O", cell=[8, 8, 8], pbc=True, calculator=LESCalculator(model, slab=True))
+        with pytest.raises(ValueError, match=r"slab=True needs pbc=\(True, True, False\), these atoms have"):
+            atoms.get_potential_energy()
+
+
+def test_plan_follows_an_isolated_system(model):
+    """The mesh of an isolated system is made anew when an atom leaves it, and energies stay those of all pairs."""
+    atoms = ase.Atoms("OHHO", [[0, 0, 0], [0.9, 0, 0], [0, 0.95, 0], [3.0, 0, 0]])
+    by_mesh = LESCalculator(model, kspace="mesh")
+    directly = LESCalculator(model, kspace="ewald")
+    energies = []
+    for distance in (3.0, 4.0, 30.0, 3.0):
+        atoms.positions[3, 0] = distance
+        energies.append([calculator.get_potential_energy(atoms) for calculator in (by_mesh, directly)])
+    energies = np.array(energies)
+    np.testing.assert_allclose(energies[:, 0], energies[:, 1], rtol=0, atol=1e-5)
+    assert np.ptp(energies[:, 1]) > 1e-3

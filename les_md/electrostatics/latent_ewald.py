@@ -70,6 +70,7 @@ class LatentEwald(torch.nn.Module):
         self.window_errors: list[list[list[float]]] = [table.error.tolist() for table in tables]
         self.window_shapes: list[list[list[float]]] = [table.shape.tolist() for table in tables]
         self.window_amplitudes: list[list[list[float]]] = [table.amplitude.tolist() for table in tables]
+        self.best_accuracies: list[str] = [f"{1.51 * table.error[-1, -1]:.1e}" for table in tables]
         self.assumed_potential: float = tables[0].potential
         polynomials = torch.stack([torch.from_numpy(table.polynomials.copy()) for table in tables])
         self.register_buffer("window_polynomials", polynomials, persistent=False)
@@ -231,8 +232,8 @@ class LatentEwald(torch.nn.Module):
         lowest = 1.5 * thinness * self.window_errors[kind][-1][-1]
         if not (lowest <= accuracy and accuracy <= 0.1):
             raise RuntimeError(
-                f"accuracy {accuracy} is out of reach of the mesh: give a relative force error from {lowest} to 0.1, "
-                "or use kspace ewald"
+                "this accuracy is out of reach of the mesh: give a relative force error from "
+                f"{self.best_accuracies[kind]} (more in long thin cells) to 0.1, or use kspace ewald"
             )
 
     def _cheapest_mesh(

@@ -170,7 +170,8 @@ class TestSettings:
     @pytest.mark.parametrize("boundary", ["p p p", "f f f"])
     def test_accuracy(self, accuracy, boundary, refused, models):
         message = (
-            r"accuracy \S+ is out of reach of the mesh: give a relative force error from \S+ to 0.1, or use kspace"
+            r"mliap/les: this accuracy is out of reach of the mesh: give a relative force error from \S+ \(more in "
+            r"long thin cells\) to 0.1, or use kspace ewald"
         )
         self.check(refused, models, message, keywords=f"kspace mesh accuracy {accuracy}", boundary=boundary)
 
