@@ -246,6 +246,6 @@ def lmp(script: str, folder: Path, environment: dict[str, str] | None = None, ra
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,  # a hanging rank must fail; slow machines must not
         check=False,
     )

@@ -274,7 +274,7 @@ def deep(tmp_path_factory):
 class TestRanks:
     """On two ranks: one message, within seconds, and no rank that waits for the other."""
 
-    SECONDS = 60  # of which most are for starting two programs on a busy machine
+    SECONDS = 180  # of which most are for starting two programs on a busy machine
 
     @pytest.fixture
     def run(self, plugin, tmp_path):
