@@ -323,7 +323,7 @@ def test_isolated_atom(variant, dtype, tmp_path):
     trained = mace.load(read_checkpoint(saved(model, tmp_path)), options=LoadOptions(dtype=dtype))
     atoms = ase.Atoms("O", [[0.1, 0.2, 0.3]])
     want = evaluate_with_mace(model, atoms)
-    got = scripted(trained, dtype)(*inputs(trained, atoms))
+    got = evaluate(scripted(trained, dtype), inputs(trained, atoms))
     tolerance = 1e-12 if dtype is torch.float64 else 1e-6
     assert_same(got["energies"].sum(), want["energy"][0], tolerance)
     assert got["forces"].abs().max() == 0.0
@@ -382,7 +382,7 @@ def test_float32_checkpoint_and_atomic_energies(tmp_path):
     assert trained.reference_energies.dtype == torch.float64
     # The constants inside e3nn's code were rounded to float32 when the model was made.
     want = evaluate_with_mace(model.double(), crystal())
-    got = scripted(trained)(*inputs(trained, crystal()))
+    got = evaluate(scripted(trained), inputs(trained, crystal()))
     assert_same(got["energies"].sum(), want["energy"][0], 1e-14)
     assert_same(got["forces"], want["forces"], 1e-10)
 
