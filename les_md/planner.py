@@ -24,6 +24,8 @@ class Planner:
         self._plan: dict[str, Tensor] | None = None
         self._cell: Tensor | None = None
         self._num_atoms = -1
+        if slab and not model.has_long_range:
+            raise ValueError(f"{model.path.name} is a short-range model: a slab correction does not apply")
         if model.has_long_range:
             self._make(torch.eye(3, dtype=torch.float64) * 10.0, torch.zeros(2, 3, dtype=torch.float64), 1)
 
@@ -38,7 +40,7 @@ class Planner:
                 fits = bool((bounds[0] >= within[0]).all() and (bounds[1] <= within[1]).all())
         if not fits:
             self._plan = self._make(cell, bounds, len(positions))
-            self._cell, self._num_atoms = cell, len(positions)
+            self._cell, self._num_atoms = cell.clone(), len(positions)
         return self._plan
 
     def _make(self, cell: Tensor, bounds: Tensor, num_atoms: int) -> dict[str, Tensor]:

@@ -178,6 +178,12 @@ class TestWrongInput:
         with pytest.raises(ValueError, match=message):
             LESCalculator(model, **options)
 
+    def test_slab_of_a_short_range_model(self, tmp_path):
+        checkpoint = write_checkpoint(tmp_path / "short.pth", charges=0)
+        path = export(checkpoint, tmp_path / "short.pt", short_range=True).path
+        with pytest.raises(ValueError, match=r"short\.pt is a short-range model: a slab correction does not apply"):
+            LESCalculator(path, slab=True)
+
     def test_slab_of_other_boundaries(self, model):
         atoms = ase.Atoms("O", cell=[8, 8, 8], pbc=True, calculator=LESCalculator(model, slab=True))
         with pytest.raises(ValueError, match=r"slab=True needs pbc=\(True, True, False\), these atoms have"):

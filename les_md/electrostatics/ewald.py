@@ -39,6 +39,11 @@ def wave_vector_limits(cell: Tensor, dl: float) -> tuple[int, int, int]:
     return int(limits[0].item()), int(limits[1].item()), int(limits[2].item())
 
 
+def half_space_limits(half_space: Tensor) -> list[int]:
+    """K_1, K_2, K_3 of an array [K_1+1, 2K_2+1, 2K_3+1] over the half space of wave vectors."""
+    return [half_space.size(0) - 1, (half_space.size(1) - 1) // 2, (half_space.size(2) - 1) // 2]
+
+
 def _k_squared(cell: Tensor, limits: tuple[int, int, int]) -> Tensor:
     """|n·G|² of the half space, [K_1+1, 2K_2+1, 2K_3+1]."""
     n1 = torch.arange(0, limits[0] + 1, device=cell.device, dtype=cell.dtype)[:, None, None, None]

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from les_md.electrostatics.mesh import gather_from_mesh, spread_on_mesh
+from les_md.electrostatics.mesh import gather_from_mesh, spread_on_mesh, window_transform_inside
 
 
 def truncation_of_gaussian() -> float:
@@ -69,12 +69,6 @@ def pair_kernel(
     for axis in range(3):
         kernel = _mirrored(kernel, axis, doubled[axis])
     return torch.real(torch.fft.rfftn(kernel)).contiguous()
-
-
-def window_transform_inside(frequency: Tensor, amplitude: float, beta: float, order: int) -> Tensor:
-    """φ̂ of ``mesh_window.py`` for the frequencies of the sum, where z² > 0."""
-    z = torch.sqrt(beta**2 - (math.pi * order * frequency) ** 2)
-    return amplitude * ((z**2 + 3.0) * torch.sinh(z) - 3.0 * z * torch.cosh(z)) / z**5
 
 
 def _mirrored(kernel: Tensor, dim: int, points: int) -> Tensor:

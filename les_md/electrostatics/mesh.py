@@ -17,8 +17,18 @@ derivative of the direct sum is exact here too.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from les_md.electrostatics.ewald import half_space_limits
+
+
+def window_transform_inside(frequency: Tensor, amplitude: float, beta: float, order: int) -> Tensor:
+    """φ̂ of ``mesh_window.py`` for the frequencies of the sum, where z² > 0."""
+    z = torch.sqrt(beta**2 - (math.pi * order * frequency) ** 2)
+    return amplitude * ((z**2 + 3.0) * torch.sinh(z) - 3.0 * z * torch.cosh(z)) / z**5
 
 
 def _atoms_per_block(points: int) -> int:
@@ -156,11 +166,6 @@ def _unfold(mesh: Tensor, padding: int) -> Tensor:
     return padded
 
 
-def _limits_of(half_space: Tensor) -> list[int]:
-    """K_1, K_2, K_3 of an array over the half space of wave vectors."""
-    return [half_space.size(0) - 1, (half_space.size(1) - 1) // 2, (half_space.size(2) - 1) // 2]
-
-
 def mesh_structure_factor(
     positions: Tensor,
     charges: Tensor,
@@ -178,7 +183,7 @@ def mesh_structure_factor(
     Returns: [n_q, K_1+1, 2K_2+1, 2K_3+1, 2], real and imaginary part last.
     """
     order = polynomials.size(1) // 2
-    limits = _limits_of(deconvolution)
+    limits = half_space_limits(deconvolution)
     coordinates = _mesh_coordinates(positions, cell, shape, order)
     padded = [points + _padding(order) for points in shape]
     mesh = spread_on_mesh(coordinates, charges, padded, polynomials)
@@ -206,7 +211,7 @@ def mesh_potential(
     Returns: potential [N, n_q] eV/e, forces [N, 3] eV/Å.
     """
     order = polynomials.size(1) // 2
-    limits = _limits_of(deconvolution)
+    limits = half_space_limits(deconvolution)
     half = torch.view_as_complex(field.contiguous()).conj() * deconvolution
     # The inverse transform counts every wave vector off the plane n_1 = 0 twice, as k and −k.
     half[:, 1:] *= 0.5

@@ -7,9 +7,8 @@ axes in all. With y = 2x/p for a window of p points (``order``),
 
 with the modified Bessel function I₂. It is the smooth relative (continuous slope, so forces on the mesh are
 continuous) of the Kaiser–Bessel window I₀(β √(1 − y²)) of non-uniform Fourier transforms (Barnett, Magland, af
-Klinteberg, SIAM J. Sci. Comput. 41, C479 (2019)), and needs far fewer mesh points than a B-spline of the same order:
-for bulk water at 1e-5, order 8 with a spacing of 0.62 Å instead of 0.5 Å at σ = 1 Å, dl = 2 Å. By Sonine's integral
-its transform is closed:
+Klinteberg, SIAM J. Sci. Comput. 41, C479 (2019)), whose error falls exponentially with the order. By Sonine's
+integral its transform is closed:
 
     φ̂(ξ) = ∫ φ(x) exp(2πi ξ x) dx = p β²/I₂(β) · i₂(z)/z²,   z² = β² − (π p ξ)²
 

@@ -278,3 +278,13 @@ def test_fewest_atoms(num_atoms):
     exact = module(positions, charges, module.direct_plan(NO_CELL))
     for value, reference in zip(ours, exact, strict=True):
         torch.testing.assert_close(value, reference, rtol=0.0, atol=1e-5 * 14.4)
+
+
+def test_a_mesh_that_would_be_too_large():
+    """Atoms far from the others: auto goes on with all pairs, mesh is refused."""
+    module = LatentEwald(LongRangeParameters())
+    cell = torch.zeros(3, 3, dtype=torch.float64)
+    bounds = torch.tensor([[0.0, 0.0, 0.0], [900.0, 900.0, 900.0]], dtype=torch.float64)
+    assert module.describe(module.plan(cell, cell, bounds, 1_000_000, "auto", 1e-5, False)) == "all pairs"
+    with pytest.raises(RuntimeError, match=r"more than 1\.5e9 points: use kspace ewald"):
+        module.plan(cell, cell, bounds, 1_000_000, "mesh", 1e-5, False)

@@ -412,3 +412,13 @@ def test_blocks_do_not_change_the_result(monkeypatch):
 def test_workspace_is_bounded():
     for points in (64, 512, 1000):
         assert mesh._atoms_per_block(points) * points <= 1 << 21
+
+
+@pytest.mark.parametrize(("sigma", "dl"), [(0.7, 1.0), (1.0, 2.0), (1.5, 3.0), (2.0, 2.0)])
+def test_the_accuracy_that_a_refusal_names_is_accepted(sigma, dl):
+    module = LatentEwald(LongRangeParameters(sigma=sigma, dl=dl))
+    for cell in (torch.eye(3, dtype=torch.float64) * 12.0, torch.zeros(3, 3, dtype=torch.float64)):
+        with pytest.raises(RuntimeError) as refusal:
+            module.plan(cell, cell, BOUNDS, 100, "mesh", 1e-15, False)
+        named = float(str(refusal.value).split("force error from ")[1].split()[0])
+        assert "order" in module.describe(module.plan(cell, cell, BOUNDS, 100, "mesh", named, False))
