@@ -7,10 +7,11 @@ __version__ = "0.1.0"
 # Resolved on first use: LAMMPS imports les_md.lammps at every start and must not wait for torch.
 _PUBLIC = {
     "LESCalculator": "les_md.calculator",
+    "LESForce": "les_md.openmm",
     "export": "les_md.exporting",
     "load": "les_md.model_file",
 }
-__all__ = ["LESCalculator", "__version__", "export", "load"]
+__all__ = ["LESCalculator", "LESForce", "__version__", "export", "load"]
 
 
 def __getattr__(name: str):

@@ -7,13 +7,11 @@ from typing import ClassVar
 
 import ase
 import numpy as np
-import torch
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from les_md.evaluator import PotentialEvaluator
 from les_md.model_file import ExportedModel, load
-from les_md.neighbors import NeighborList
-from les_md.planner import Planner
 
 
 class LESCalculator(Calculator):
@@ -34,8 +32,9 @@ class LESCalculator(Calculator):
     -------
     ``energy`` = ``free_energy``, ``energies`` [N] (short-range energy of the atom + ½ q φ), ``forces`` [N, 3],
     ``stress`` (Voigt, positive under tension; periodic cells only), ``charges`` [N] ([N, n_q] for several channels),
-    ``short_range_energy``, ``long_range_energy``. On request, by ``calculator.get_born_effective_charges(atoms)`` or
-    ``get_property("born_effective_charges", atoms)``: ``born_effective_charges`` [N, 3, 3], polarisation index first.
+    ``short_range_energy``, ``long_range_energy``, ``dipole`` [3] (e Å; isolated systems only). On
+    request, by ``calculator.get_born_effective_charges(atoms)`` or ``get_property("born_effective_charges", atoms)``:
+    ``born_effective_charges`` [N, 3, 3], polarisation index first.
 
     Boundaries: with no periodic axis the charges interact in open space. With any periodic axis the
     long-range sum is the three-dimensional one over ``atoms.cell``, vacuum included, which is what the models were
@@ -55,6 +54,7 @@ class LESCalculator(Calculator):
         "forces",
         "stress",
         "charges",
+        "dipole",
         "short_range_energy",
         "long_range_energy",
         "born_effective_charges",
@@ -72,9 +72,7 @@ class LESCalculator(Calculator):
     ) -> None:
         super().__init__(**kwargs)
         self.model = model if isinstance(model, ExportedModel) else load(model, device=device)
-        self.device = torch.device(device)
-        self.neighbor_list = NeighborList(self.model.cutoff, skin)
-        self.planner = Planner(self.model, kspace, accuracy, slab)
+        self.evaluator = PotentialEvaluator(self.model, skin, kspace, accuracy, slab)
 
     def get_born_effective_charges(self, atoms: ase.Atoms | None = None) -> np.ndarray:
         """Born effective charge tensors [N, 3, 3] in e: polarisation index first, displacement index second."""
@@ -84,51 +82,33 @@ class LESCalculator(Calculator):
         """Evaluate the model once; Born effective charges only if they are among ``properties``."""
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
-        inputs = self._inputs(atoms)
+        self._check_boundaries(atoms)
+        configuration = (
+            self.evaluator.types_of(atoms.numbers), atoms.get_positions(), atoms.cell.array.copy(), atoms.pbc
+        )  # fmt: skip
         if "born_effective_charges" in properties:
-            if not self.model.has_long_range:
-                raise ValueError(f"{self.model.path.name} is a short-range model: it has no Born effective charges")
-            self.results["born_effective_charges"] = self.model.module.born_effective_charges(*inputs).cpu().numpy()
-        *graph, positions, cell = inputs
-        plan = self.planner.plan(positions, cell)
-        output = {key: value.cpu().numpy() for key, value in self.model.module(*graph, positions, plan).items()}
-        energy = float(output["energies"].sum())
-        if not np.isfinite(energy) or not np.isfinite(output["forces"]).all():
-            raise ValueError(
-                "the model's energy or forces are not finite: check the positions for atoms on top of each other"
-            )
+            self.results["born_effective_charges"] = self.evaluator.born_effective_charges(*configuration)
+        output = self.evaluator.compute(*configuration)
         charges = output["charges"]
-        long_range = float(output["long_range_energies"].sum())
         self.results.update(
-            energy=energy,
-            free_energy=energy,
+            energy=output["energy"],
+            free_energy=output["energy"],
             energies=output["energies"],
             forces=output["forces"],
             charges=charges[:, 0] if charges.shape[1] == 1 else charges,
-            short_range_energy=energy - long_range,
-            long_range_energy=long_range,
+            short_range_energy=output["energy"] - output["long_range_energy"],
+            long_range_energy=output["long_range_energy"],
         )
+        if self.model.has_long_range and not atoms.pbc.any():
+            self.results["dipole"] = self.evaluator.dipole_moment(charges, configuration[1])
         if atoms.cell.rank == 3 and atoms.pbc.any():
             self.results["stress"] = full_3x3_to_voigt_6_stress(output["strain_derivative"] / atoms.get_volume())
 
-    def _inputs(self, atoms: ase.Atoms) -> tuple[torch.Tensor, ...]:
-        """Arguments of the exported module for a configuration, after checking it."""
-        types = self.model.types_of(atoms.numbers)
-        positions = atoms.get_positions()
-        if not np.isfinite(positions).all():
-            raise ValueError(
-                f"positions of atoms {np.flatnonzero(~np.isfinite(positions).all(1)).tolist()} are not finite"
-            )
+    def _check_boundaries(self, atoms: ase.Atoms) -> None:
         if atoms.pbc.any() and atoms.cell.rank < 3:
             raise ValueError(
                 "a system with a periodic axis needs three cell vectors (the long-range sum runs over the whole "
                 "cell); give the open axes a length with vacuum, or set pbc=False for an isolated system"
             )
-        if self.planner.slab and tuple(atoms.pbc) != (True, True, False):
+        if self.evaluator.planner.slab and tuple(atoms.pbc) != (True, True, False):
             raise ValueError(f"slab=True needs pbc=(True, True, False), these atoms have {tuple(atoms.pbc)}")
-        cell = atoms.cell.array.copy()
-        edge_index, edge_vectors = self.neighbor_list.compute(positions, cell, atoms.pbc)
-        # An isolated system is told to the model by a cell of zeros.
-        long_range_cell = cell if atoms.pbc.any() else np.zeros((3, 3))
-        arrays = (edge_vectors, edge_index, types, positions, long_range_cell)
-        return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays)

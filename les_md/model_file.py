@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import ase.data
 import numpy as np
@@ -26,14 +28,17 @@ class ExportedModel:
 
     Attributes
     ----------
-    module : the scripted ``LESPotential`` (its methods are the contract of the file).
+    module : the scripted ``LESPotential`` (its methods are the contract of the file).  device : where it is.
     metadata : what ``les-export`` recorded, as ``les-md info`` prints it.
     elements : chemical symbols in type order.  cutoff : Å.  num_layers : message-passing depth.
     has_long_range : False for a short-range model.
     """
 
-    def __init__(self, path: Path, module: torch.jit.ScriptModule, metadata: dict) -> None:
+    def __init__(
+        self, path: Path, module: torch.jit.ScriptModule, metadata: dict, device: torch.device | None = None
+    ) -> None:
         self.path = path
+        self.device = device or torch.device("cpu")
         self.module = module
         self.metadata = metadata
         self.elements: list[str] = list(metadata["elements"])
@@ -76,11 +81,14 @@ def read_metadata(path: str | Path) -> dict:
     FileNotFoundError : no such file.
     ModelFileError : not an exported file, or written in another format.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no model file {path}")
+    return _read_metadata(path, str(path))
+
+
+def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             entries = [name for name in names if name.endswith(f"/extra/{METADATA_NAME}")]
             scripted = any(name.endswith("/constants.pkl") for name in names)
@@ -109,16 +117,42 @@ def read_metadata(path: str | Path) -> dict:
     return metadata
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
+def load(path: str | Path, device: str | torch.device | None = "cpu") -> ExportedModel:
     """Load a file written by ``les-export``.
 
-    Parameters: ``path`` of the file, ``device`` to put it on.
+    Parameters: ``path`` of the file, ``device`` to put it on (None: "cuda" where there is one, else "cpu").
 
-    Raises: as ``read_metadata``.
+    Raises: as ``read_metadata``, and ValueError for a device that cannot be used.
     """
-    metadata = read_metadata(path)
+    return _load(str(path), read_metadata(path), path, device)
+
+
+def load_bytes(content: bytes, name: str, device: str | torch.device | None = "cpu") -> ExportedModel:
+    """Load the ``content`` of a file written by ``les-export``; ``name`` is for messages, ``device`` as of ``load``.
+
+    Raises: as ``load``.
+    """
+    return _load(io.BytesIO(content), _read_metadata(io.BytesIO(content), name), name, device)
+
+
+def _load(file: str | BinaryIO, metadata: dict, path: str | Path, device: str | torch.device | None) -> ExportedModel:
+    device = usable_device(device)
     try:
-        module = torch.jit.load(str(path), map_location=device)
+        module = torch.jit.load(file, map_location=device)
     except RuntimeError as error:
         raise ModelFileError(f"{path} is damaged: {error}") from error
-    return ExportedModel(Path(path), module.eval(), metadata)
+    return ExportedModel(Path(path), module.eval(), metadata, device)
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The torch device of this name; for None "cuda" where there is one, else "cpu".
+
+    Raises ValueError if torch does not know it or cannot use it here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise ValueError(f"the device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return torch.device(device)

@@ -10,7 +10,8 @@ class NeighborList:
     """All directed pairs closer than ``cutoff``, periodic images and an atom's own images included.
 
     Pairs are searched out to ``cutoff + skin`` and searched again only when a pair may have come closer than the
-    cutoff unseen; pairs beyond the cutoff are part of the result and contribute nothing to a potential.
+    cutoff unseen. What ``compute`` returns, order and last bit included, depends on its arguments alone and not on
+    when the pairs were searched, so that a simulation goes on from a checkpoint exactly as it would have without.
 
     Parameters: ``cutoff`` and ``skin`` in Å.
     """
@@ -27,25 +28,43 @@ class NeighborList:
         self._periodic = np.zeros(3, dtype=bool)
         self._edge_index = np.zeros((2, 0), dtype=np.int64)
         self._shifts = np.zeros((0, 3))
+        self._offset_cell = np.zeros((3, 3))
+        self._offsets = np.zeros((0, 3))
 
     def compute(self, positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Edges of a configuration.
 
         Parameters: ``positions`` [N, 3] Å, ``cell`` [3, 3] Å (rows are lattice vectors), ``periodic`` [3] bool.
 
-        Returns: ``edge_index`` [2, E] int64 (centre, neighbour), ``edge_vectors`` [E, 3] Å from centre to neighbour.
+        Returns: ``edge_index`` [2, E] int64 (centre, neighbour), ``edge_vectors`` [E, 3] Å from centre to neighbour,
+        sorted by centre, neighbour and lattice shift.
         """
         periodic = np.asarray(periodic, dtype=bool)
-        if self._needs_search(positions, cell, periodic):
-            first, second, shifts = self._search.compute(
-                points=positions, box=cell, periodic=periodic, quantities="ijS", copy=True
-            )
-            self._edge_index = np.stack([first, second]).astype(np.int64)
-            self._shifts = np.asarray(shifts, dtype=np.float64)
-            self._positions, self._cell, self._periodic = positions.copy(), cell.copy(), periodic.copy()
-            self.num_builds += 1
+        searched = self._needs_search(positions, cell, periodic)
+        if searched:
+            self._find_pairs(positions, cell, periodic)
+        if searched or (cell != self._offset_cell).any():
+            # Not a matrix product: what BLAS makes of a row may depend, in its last bit, on the other rows.
+            self._offsets = sum(self._shifts[:, axis, None] * cell[axis] for axis in range(3))
+            self._offset_cell = cell.copy()
         centre, neighbour = self._edge_index
-        return self._edge_index, positions[neighbour] - positions[centre] + self._shifts @ cell
+        vectors = np.take(positions, neighbour, axis=0)
+        vectors -= np.take(positions, centre, axis=0)
+        vectors += self._offsets
+        x, y, z = vectors.T
+        within = np.flatnonzero(x * x + y * y + z * z < self.cutoff**2)
+        return np.take(self._edge_index, within, axis=1), np.take(vectors, within, axis=0)
+
+    def _find_pairs(self, positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray) -> None:
+        first, second, shifts = self._search.compute(
+            points=positions, box=cell, periodic=periodic, quantities="ijS", copy=True
+        )
+        shifts = np.asarray(shifts, dtype=np.int64)
+        order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], second, first))
+        self._edge_index = np.stack([first[order], second[order]]).astype(np.int64)
+        self._shifts = shifts[order].astype(np.float64)
+        self._positions, self._cell, self._periodic = positions.copy(), cell.copy(), periodic.copy()
+        self.num_builds += 1
 
     def _needs_search(self, positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray) -> bool:
         if self._positions is None or self._positions.shape != positions.shape or (periodic != self._periodic).any():

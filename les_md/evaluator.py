@@ -1,0 +1,113 @@
+"""One evaluation of an exported model from positions and cell, for engines in Python (ASE, OpenMM)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from les_md.electrostatics.response import dipole_moment
+from les_md.model_file import ExportedModel
+from les_md.neighbors import NeighborList
+from les_md.planner import Planner
+
+
+class PotentialEvaluator:
+    """Neighbour list, plan of the long-range sum and model together.
+
+    What is kept between calls (pairs, plan) saves time and changes no result: results depend on the arguments alone.
+
+    Parameters
+    ----------
+    model : what ``les_md.load`` returned, on the device it shall run on.
+    skin : Å added to the cutoff of the neighbour list, so that it need not be searched every step.
+    kspace, accuracy, slab : the long-range solver, as in ``LESCalculator``.
+    kset_cell : [3, 3] Å, the cell whose set of wave vectors is used whatever the cell; None for the present cell's.
+
+    Raises ValueError where an option is out of range.
+    """
+
+    def __init__(
+        self,
+        model: ExportedModel,
+        skin: float = 0.5,
+        kspace: str = "auto",
+        accuracy: float = 1e-5,
+        slab: bool = False,
+        kset_cell: np.ndarray | None = None,
+    ) -> None:
+        self.model = model
+        self.device = model.device
+        self.neighbor_list = NeighborList(model.cutoff, skin)
+        kset = None if kset_cell is None else torch.from_numpy(kset_cell).to(self.device)
+        self.planner = Planner(model, kspace, accuracy, slab, kset)
+
+    def types_of(self, atomic_numbers: np.ndarray) -> Tensor:
+        """Types [N] int64 on the model's device; raises ValueError for an element that the model does not know."""
+        return torch.from_numpy(self.model.types_of(atomic_numbers)).to(self.device)
+
+    def compute(self, types: Tensor, positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray) -> dict:
+        """Energy, forces, charges and strain derivative of a configuration.
+
+        Parameters
+        ----------
+        types : [N] as ``types_of`` returned them.
+        positions : [N, 3] float64, Å; need not be inside the cell.
+        cell : [3, 3] float64, Å, rows are lattice vectors; only looked at if an axis is periodic.
+        periodic : [3] bool.
+
+        Returns
+        -------
+        numpy arrays ``energies``, ``long_range_energies`` [N] eV, ``charges`` [N, n_q] e, ``forces`` [N, 3] eV/Å,
+        ``strain_derivative`` [3, 3] eV, and ``energy``, ``long_range_energy``, their sums, as floats.
+
+        Raises ValueError for positions that are not finite and for an energy or force that is not.
+        """
+        *graph, positions_tensor, long_range_cell = self._inputs(types, positions, cell, periodic)
+        plan = self.planner.plan(positions_tensor, long_range_cell)
+        # The optimising executor specialises on shapes, and the number of edges changes with every step.
+        with torch.jit.optimized_execution(False):
+            tensors = self.model.module(*graph, positions_tensor, plan)
+        output = {key: value.cpu().numpy() for key, value in tensors.items()}
+        output["energy"] = float(output["energies"].sum())
+        output["long_range_energy"] = float(output["long_range_energies"].sum())
+        if not np.isfinite(output["energy"]) or not np.isfinite(output["forces"]).all():
+            raise ValueError(
+                "the model's energy or forces are not finite: check the positions for atoms on top of each other"
+            )
+        return output
+
+    def born_effective_charges(
+        self, types: Tensor, positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray
+    ) -> np.ndarray:
+        """Born effective charges [N, 3, 3] in e, polarisation index first; arguments as of ``compute``."""
+        if not self.model.has_long_range:
+            raise ValueError(f"{self.model.path.name} is a short-range model: it has no Born effective charges")
+        inputs = self._inputs(types, positions, cell, periodic)
+        with torch.jit.optimized_execution(False):
+            return self.model.module.born_effective_charges(*inputs).cpu().numpy()
+
+    def dipole_moment(self, charges: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Dipole moment [3] in e Å of ``charges`` [N, n_q] at ``positions`` [N, 3]; see ``response.dipole_moment``."""
+        parameters = self.model.metadata["long_range"]
+        return dipole_moment(
+            torch.from_numpy(charges),
+            torch.from_numpy(positions),
+            bool(parameters["remove_mean"]),
+            float(parameters["epsilon_factor"]),
+        ).numpy()
+
+    def _inputs(
+        self, types: Tensor, positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        finite = np.isfinite(positions)
+        if not finite.all():
+            raise ValueError(f"positions of atoms {np.flatnonzero(~finite.all(1)).tolist()} are not finite")
+        edge_index, edge_vectors = self.neighbor_list.compute(positions, cell, periodic)
+        # An isolated system is told to the model by a cell of zeros.
+        long_range_cell = cell if np.any(periodic) else np.zeros((3, 3))
+        vectors, index, coordinates, box = (
+            torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+            for array in (edge_vectors, edge_index, positions, long_range_cell)
+        )
+        return vectors, index, types, coordinates, box

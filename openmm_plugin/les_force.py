@@ -1,0 +1,187 @@
+"""LESForce: an exported model as a Force of OpenMM."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import openmm
+import openmm.app
+import torch
+
+from les_md.model_file import ExportedModel, load_bytes
+from les_md.openmm.python_backend import Computation
+from les_md.openmm.system_checks import atomic_numbers_of, check_system, choose_boundaries, selected_atoms
+
+logger = logging.getLogger("les_md.openmm")
+
+BACKENDS = ("auto", "python", "torchforce")
+
+
+class LESForce:
+    """An exported model (``les-export``) as an ``openmm.Force``::
+
+        system.addForce(LESForce("water.pt", topology))
+
+    It works with every integrator, barostat and reporter, alone or beside other forces, several times in one System,
+    and in several Contexts (of one thread or of several).
+
+    Parameters
+    ----------
+    model : path of a file written by ``les-export``, or what ``les_md.load`` returned.
+    topology_or_atomic_numbers : openmm.app.Topology of the System, or the atomic number of every particle.
+    atoms : indices of the particles that the model acts on, default all. The others feel nothing of it (see Subsets).
+    backend : "python", "torchforce" or "auto" (see Backends).
+    device : torch device of the network for the ``python`` backend, default "cuda" where there is one, else "cpu".
+        With ``torchforce`` the platform decides, and only None is accepted.
+    kspace, accuracy : the long-range sum: "ewald" (the model's own sum term by term), "mesh", or "auto" for the faster
+        of the two; relative root-mean-square error of the long-range forces by the mesh.
+    kset : "follow" takes the wave vectors of the present box, as the reference does; with "fixed" their set stays that
+        of the topology's (or ``system``'s) box, so that the energy has no tiny jumps where the box changes.
+    periodic : default: whether the topology has box vectors. Required with atomic numbers. The box is the Context's,
+        read at every evaluation; that of the topology only serves to notice a System that was never given one.
+    force_group : 0 to 31.
+    system : the System that the force will be added to; if given, it is checked (``les_md.openmm.check_system``), and
+        its default box is taken for the topology's. The force still has to be added by ``system.addForce``.
+    allow_constraints : accept a ``system`` that constrains distances between atoms of the model.
+
+    Units: nm and kJ/mol, as everywhere in OpenMM; the file's eV and Å are converted with 1 eV = 96.48533212331001
+    kJ/mol. Energies include the reference energies of the elements, thousands of eV per atom for all-electron methods;
+    only differences have a meaning.
+
+    Boundaries: in a periodic System the short-range part sees all periodic images (the box may be triclinic, and
+    smaller than the cutoff), and the long-range part is the model's truncated Ewald sum over the Context's box.
+    Molecules may be wrapped or not. In an isolated one charges interact in open space. OpenMM has no boundaries that
+    are periodic along some axes only.
+
+    Pressure: Monte Carlo barostats need energies only, and work. They scale the centres of molecules, and tell
+    molecules by the bonds of the System's forces. A System with nothing but a LESForce has none, and every atom counts
+    as a molecule: right too, but the volume then moves in smaller steps. Bonds that do nothing
+    (``CustomBondForce("0")``) tell the molecules. With ``kset="follow"`` the jumps of the energy are sampled too.
+
+    Subsets (``atoms``): the model sees these atoms alone. Their latent charges interact with each other and, in a
+    periodic box, with their own images, but not with charges of other particles: what acts between them and the rest
+    has to come from other forces (mechanical embedding; ``MLPotential("les").createMixedSystem`` of OpenMM-ML sets this
+    up).
+
+    Constraints and virtual sites: constraints between atoms of the model keep distances as in any OpenMM simulation,
+    but models are trained on flexible molecules: with ``system`` they are refused unless ``allow_constraints``.
+    Particles without an element (virtual sites of four-site water, Drude particles) cannot be atoms of the model; a
+    virtual site that has an element (link atoms of OpenMM-ML) can, and OpenMM passes its force on to the particles that
+    define it.
+
+    Precision: network in the file's dtype (float32 or float64), sums in float64. Positions come in the precision of the
+    platform: double on Reference and CPU, elsewhere as its property Precision says.
+
+    Serialisation: XmlSerializer writes the whole model into the XML (about twice the size of the file); a copy needs
+    les_md, but not the file, and is a plain PythonForce or TorchForce. **Load such an XML only from people you trust**:
+    OpenMM runs the Python function in it. Checkpoints and States continue bit for bit (Reference and CPU platform, same
+    number of threads).
+
+    Backends
+    --------
+    ``python`` : OpenMM's PythonForce (OpenMM 8.4 or newer), any torch, any platform. The neighbour list is kept between
+        steps.
+    ``torchforce`` : openmm-torch's TorchForce: everything in TorchScript, so that positions stay on the GPU and no
+        Python runs during a simulation. Needs openmm-torch built for the installed torch (its 1.5 wheels: torch 2.9).
+    ``auto`` : ``torchforce`` if openmm-torch is installed and a test in another process shows that it works here (a
+        wrong torch makes it crash), else ``python``. ``describe_backend()`` and one line of the log "les_md.openmm"
+        (level INFO) say what was chosen and why.
+
+    Raises
+    ------
+    FileNotFoundError, ModelFileError : no such file; no exported file, or one in another format.
+    ValueError, TypeError : an element that the model does not know, a particle without element, atoms out of range or
+        repeated, boundaries that cannot be told, an option out of range, or a ``system`` that does not fit.
+    During a simulation, as OpenMMException: positions that are not finite, another number of particles, a box that was
+    never set, energies that are not finite.
+    """
+
+    def __new__(cls, *args, backend: str = "auto", device: str | None = None, **kwargs):
+        if cls is not LESForce:
+            return super().__new__(cls)
+        kind, reason = _choose_backend(backend, device)
+        force = super().__new__(kind)
+        force._reason = reason
+        return force
+
+    def __init__(
+        self,
+        model: str | Path | ExportedModel,
+        topology_or_atomic_numbers: openmm.app.Topology | Sequence[int],
+        *,
+        atoms: Iterable[int] | None = None,
+        backend: str = "auto",
+        device: str | None = None,
+        kspace: str = "auto",
+        accuracy: float = 1e-5,
+        kset: str = "follow",
+        periodic: bool | None = None,
+        force_group: int = 0,
+        system: openmm.System | None = None,
+        allow_constraints: bool = False,
+    ) -> None:
+        numbers = atomic_numbers_of(topology_or_atomic_numbers)
+        chosen = selected_atoms(atoms, numbers)
+        self.periodic, expected_box = choose_boundaries(periodic, topology_or_atomic_numbers, system)
+        if system is not None:
+            check_system(system, len(numbers), chosen, self.periodic, allow_constraints)
+        if kset not in ("follow", "fixed"):
+            raise ValueError(f"kset must be follow or fixed, not {kset!r}")
+        if kset == "fixed" and expected_box is None:
+            raise ValueError("kset='fixed' needs a periodic topology with box vectors, or system=...")
+        if isinstance(model, ExportedModel):
+            path, loaded = model.path, model if device is None or torch.device(device) == model.device else None
+        else:
+            path, loaded = Path(model), None
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no model file {path}")
+        content = path.read_bytes()
+        self.model = loaded or load_bytes(content, str(path), device)
+        self.atoms = chosen
+        self.num_particles = len(numbers)
+        # OpenMM hands a subset of the positions over by itself, but does not check that the System has so many
+        # particles. Where that is not known, the whole array is handed over, and checked.
+        subset = atoms is not None
+        hand_over_subset = subset and system is not None
+        #: Evaluates the model outside of a Context, see ``LESReporter``.
+        self.computation = Computation(
+            model_bytes=content,
+            model_name=path.name,
+            atomic_numbers=tuple(numbers[index] for index in chosen),
+            num_particles=len(chosen) if hand_over_subset else len(numbers),
+            particles=chosen if subset and not hand_over_subset else None,
+            periodic=self.periodic,
+            expected_box=expected_box,
+            kset_box=expected_box if kset == "fixed" else None,
+            device=device,
+            kspace=kspace,
+            accuracy=accuracy,
+            model=self.model,
+        )
+        self._create(chosen if hand_over_subset else None)
+        self.setUsesPeriodicBoundaryConditions(self.periodic)
+        self.setForceGroup(force_group)
+        self.setName("LESForce")
+        logger.info("%s", self.describe_backend())
+
+    def describe_backend(self) -> str:
+        """What evaluates the model, on which device, and why it was chosen."""
+        raise NotImplementedError
+
+
+class PythonLESForce(LESForce, openmm.PythonForce):
+    """LESForce by OpenMM's PythonForce; made by ``LESForce(..., backend="python")``."""
+
+    def _create(self, particles: tuple[int, ...] | None) -> None:
+        openmm.PythonForce.__init__(self, self.computation, {}, [] if particles is None else list(particles))
+
+    def describe_backend(self) -> str:
+        return f"LESForce: {self.model.path.name} by PythonForce on {self.model.device} ({self._reason})"
+
+
+def _choose_backend(backend: str, device: str | None) -> tuple[type[LESForce], str]:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    return PythonLESForce, "asked for" if backend == "python" else "openmm-torch is not installed"

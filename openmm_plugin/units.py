@@ -1,0 +1,6 @@
+"""Units at the border between OpenMM (nm, kJ/mol) and exported models (Å, eV)."""
+
+from __future__ import annotations
+
+EV_TO_KJ_PER_MOL = 96.48533212331001  # e N_A / 1000, CODATA 2018
+NM_TO_ANGSTROM = 10.0
