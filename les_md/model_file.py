@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,10 +94,14 @@ def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
             entries = [name for name in names if name.endswith(f"/extra/{METADATA_NAME}")]
             scripted = any(name.endswith("/constants.pkl") for name in names)
             text = archive.read(entries[0]).decode() if entries else None
-    except (zipfile.BadZipFile, OSError, UnicodeDecodeError) as error:
+            # torch would take changed weights as they are.
+            damaged = archive.testzip() if entries else None
+    except (zipfile.BadZipFile, zlib.error, OSError, UnicodeDecodeError) as error:
         raise ModelFileError(
             f"{path} is truncated or no model file ({error}). Export the trained checkpoint with: les-export CHECKPOINT"
         ) from error
+    if damaged is not None:
+        raise ModelFileError(f"{path} is damaged (checksum of {damaged}): copy or export it again")
     if text is None:
         kind = "a TorchScript file that les-export did not write" if scripted else "a checkpoint, not an exported model"
         raise ModelFileError(f"{path} is {kind}. Export the trained checkpoint with: les-export CHECKPOINT")
@@ -139,7 +144,7 @@ def _load(file: str | BinaryIO, metadata: dict, path: str | Path, device: str | 
     device = usable_device(device)
     try:
         module = torch.jit.load(file, map_location=device)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise ModelFileError(f"{path} is damaged: {error}") from error
     return ExportedModel(Path(path), module.eval(), metadata, device)
 

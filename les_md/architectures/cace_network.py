@@ -191,7 +191,8 @@ class Symmetriser(torch.nn.Module):
         self.num_squares: int = len(squares)
         multiplicity = [multinomial(e) for degree in squares for e in monomial_exponents(degree)]
         self.register_buffer("multiplicity", torch.tensor(multiplicity, dtype=torch.float64), persistent=False)
-        self.sizes: list[int] = [(degree + 1) * (degree + 2) // 2 for degree in squares]
+        # Not empty, of which TorchScript could not tell the type; without squares it is not used.
+        self.sizes: list[int] = [(degree + 1) * (degree + 2) // 2 for degree in squares] or [0]
         threes = [
             InvariantOfThree(l1, l2)
             for l1, l2 in itertools.combinations_with_replacement(degrees, 2)
