@@ -26,7 +26,8 @@ class BondGuard:
     centre, ligand : types of the atoms of a bond.
     bonded : longest bond in the data, Å; longer distances are no bonds.
     stretched : range of the lengths given to bonds, Å.
-    clearance : a stretched bond with another centre closer to its ligand than this is left out, Å.
+    clearance : a stretched bond whose ligand has an atom of another type than itself, other than its centre, closer
+        than this is left out, Å.
     fraction : of the bonds stretched in one structure; at most one per centre.
     least_force : eV/Å.
     every : training steps from one guard to the next.
@@ -45,6 +46,10 @@ class BondGuard:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    def disturb(self, frame: Frame, generator: torch.Generator) -> StretchedFrame:
+        """``frame`` with some bonds stretched."""
+        return stretch_bonds(frame, self, generator)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def stretch_bonds(frame: Frame, guard: BondGuard, generator: torch.Generator) ->
     close, _ = edges_within(moved, guard.clearance)
     owner = torch.full_like(frame.types, -1)
     owner[ligand] = centre
-    foreign = (frame.types[close[0]] == guard.centre) & (owner[close[1]] != close[0])
+    foreign = (frame.types[close[0]] != guard.ligand) & (owner[close[1]] != close[0])
     crowded = torch.zeros(frame.types.size(0), dtype=torch.bool)
     crowded[close[1, foreign]] = True
     keep = ~crowded[ligand[index]]

@@ -66,10 +66,11 @@ def read_frames(path: str | Path, atomic_numbers: tuple[int, ...]) -> list[Frame
     structures = ase.io.read(path, ":")
     if not structures:
         raise ValueError(f"{path} holds no frames")
-    return [_frame(atoms, f"{path}, frame {i}", atomic_numbers) for i, atoms in enumerate(structures)]
+    return [checked_frame(atoms, f"{path}, frame {i}", atomic_numbers) for i, atoms in enumerate(structures)]
 
 
-def _frame(atoms: ase.Atoms, where: str, atomic_numbers: tuple[int, ...]) -> Frame:
+def checked_frame(atoms: ase.Atoms, where: str, atomic_numbers: tuple[int, ...]) -> Frame:
+    """A labelled structure as a frame; ``where`` names it in the errors, which are those of ``read_frames``."""
     unknown = sorted(set(atoms.numbers.tolist()) - set(atomic_numbers))
     if unknown:
         names = ", ".join(chemical_symbols[z] for z in unknown)

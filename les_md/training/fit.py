@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters
-from les_md.training.bond_guard import BondGuard, stretch_bonds
+from les_md.training.bond_guard import BondGuard
+from les_md.training.charge_guess import bond_increment_charges, start_from_guess
+from les_md.training.contact_guard import ContactGuard
 from les_md.training.dataset import Frame, reference_energies
 
 
@@ -28,7 +30,7 @@ class Schedule:
 
     Attributes
     ----------
-    epochs : passes over the training frames, one frame a step.
+    epochs : passes over the training frames.
     learning_rate : rises over the first ``warmup_steps`` steps, then falls to zero as a cosine.
     average : decay of the exponential average of the weights, per step; the average is what is kept.
     energy_weight : w_E in the loss mean(ΔF²) + w_E (ΔE/N)², F in eV/Å and E in eV.
@@ -89,15 +91,31 @@ class EnergyModel(torch.nn.Module):
 
     def forward(self, frame: Frame, differentiable: bool) -> tuple[Tensor, Tensor]:
         """Energy [] eV and forces [N, 3] eV/Å, float64; ``differentiable`` in the weights, if asked for."""
-        positions = frame.positions.clone().requires_grad_(True)
-        edge_index, offsets = frame.neighbours(self.network.cutoff)
-        vectors = positions[edge_index[1]] - positions[edge_index[0]] + offsets
-        energies, charges = self.network(vectors, edge_index, frame.types)
-        energy = (energies.double() + self.reference_energies[frame.types]).sum()
+        energies, forces, _ = self.evaluate([frame], differentiable)
+        return energies[0], forces[0]
+
+    def evaluate(
+        self, frames: Sequence[Frame], differentiable: bool
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Energies, forces and charges [N, n_q] of several frames by one call of the network.
+
+        For small molecules this is much faster than one call each.
+        """
+        sizes = [frame.types.size(0) for frame in frames]
+        first_atoms = [sum(sizes[:i]) for i in range(len(sizes))]
+        types = torch.cat([frame.types for frame in frames])
+        positions = torch.cat([frame.positions for frame in frames]).requires_grad_(True)
+        graphs = [frame.neighbours(self.network.cutoff) for frame in frames]
+        edge_index = torch.cat([index + first for (index, _), first in zip(graphs, first_atoms, strict=True)], dim=1)
+        vectors = positions[edge_index[1]] - positions[edge_index[0]] + torch.cat([offsets for _, offsets in graphs])
+        atomic, charges = self.network(vectors, edge_index, types)
+        energies = [e.sum() for e in torch.split(atomic.double() + self.reference_energies[types], sizes)]
         if self.long_range is not None:
-            energy = energy + self.long_range.energy(positions, charges.double(), frame.cell)
-        (gradient,) = torch.autograd.grad(energy, positions, create_graph=differentiable)
-        return energy, -gradient
+            parts = zip(torch.split(positions, sizes), torch.split(charges.double(), sizes), frames, strict=True)
+            long_range = [self.long_range.energy(r, q, frame.cell) for r, q, frame in parts]
+            energies = [short + long for short, long in zip(energies, long_range, strict=True)]
+        (gradient,) = torch.autograd.grad(sum(energies), positions, create_graph=differentiable)
+        return energies, list(torch.split(-gradient, sizes)), list(torch.split(charges, sizes))
 
 
 @torch.no_grad()
@@ -128,12 +146,29 @@ def standardise_inputs(network: CACENetwork, frames: list[Frame]) -> None:
         readout.linear.bias.mul_(0.1)
 
 
-def loss(model: EnergyModel, frame: Frame, energy_weight: float) -> tuple[Tensor, Tensor]:
-    """mean(ΔF²) + w_E (ΔE/N)², and its first term; eV and Å."""
-    energy, forces = model(frame, differentiable=True)
-    force_loss = (forces - frame.forces).square().mean()
-    energy_error = (energy - frame.energy) / frame.types.size(0)
-    return force_loss + energy_weight * energy_error.square(), force_loss.detach()
+def loss(
+    model: EnergyModel,
+    frames: Frame | Sequence[Frame],
+    energy_weight: float,
+    guesses: Sequence[Tensor] | None = None,
+    charge_restraint: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """mean(ΔF²) + w_E (ΔE/N)² + w_q mean((q − guess)²), and its first term; eV, Å and e. Of several frames, the mean.
+
+    Parameters: ``guesses`` of the charges [N] of each frame, needed only with a ``charge_restraint`` w_q.
+    """
+    frames = [frames] if isinstance(frames, Frame) else frames
+    energies, forces, charges = model.evaluate(frames, differentiable=True)
+    total, of_forces = [], []
+    for frame, energy, force in zip(frames, energies, forces, strict=True):
+        force_loss = (force - frame.forces).square().mean()
+        energy_error = (energy - frame.energy) / frame.types.size(0)
+        total.append(force_loss + energy_weight * energy_error.square())
+        of_forces.append(force_loss.detach())
+    if charge_restraint > 0.0:
+        differences = [q.sum(1).double() - guess for q, guess in zip(charges, guesses, strict=True)]
+        total.extend(charge_restraint * difference.square().mean() for difference in differences)
+    return sum(total) / len(frames), sum(of_forces) / len(frames)
 
 
 def errors(model: EnergyModel, frames: list[Frame]) -> Errors:
@@ -154,13 +189,27 @@ def fit(
     validation: list[Frame],
     schedule: Schedule,
     report: Callable[[dict], None] | None = None,
-    guard: BondGuard | None = None,
+    guard: BondGuard | ContactGuard | Sequence[BondGuard | ContactGuard] | None = None,
     initial: CACENetwork | None = None,
+    frames_per_step: int = 1,
+    standardise_on: int = 1,
+    guess_charges: bool = False,
+    charge_restraint: float = 0.0,
 ) -> Fit:
     """Train a model; return the averaged weights with the lowest force error on the validation frames.
 
-    Parameters: ``report`` is called with each line of the history; ``guard`` keeps bonds from breaking, see
-    ``bond_guard.py``; ``initial`` is trained further (a copy of it) instead of a new network.
+    Parameters
+    ----------
+    training : frames; a frame given several times counts as often.
+    report : called with each line of the history.
+    guard : keeps bonds from breaking or molecules apart, see ``bond_guard.py`` and ``contact_guard.py``; of several,
+        one after the other has its turn.
+    initial : is trained further (a copy of it) instead of a new network.
+    frames_per_step : frames of which a step takes the mean loss.
+    standardise_on : number of frames, spread over ``training``, on which the initial weights are scaled; their
+        environments should be like those of all of it.
+    guess_charges : start from charges by electronegativity, see ``charge_guess.py``, instead of small random ones.
+    charge_restraint : w_q of ``loss``, which keeps the charges near that guess while the short range is learned.
 
     Raises
     ------
@@ -169,6 +218,9 @@ def fit(
     """
     if (long_range is None) != (configuration.num_charges == 0):
         raise ValueError("a model has long-range parameters if and only if it has charges")
+    if frames_per_step < 1 or standardise_on < 1:
+        raise ValueError("frames_per_step and standardise_on must be at least 1")
+    guards = () if guard is None else (guard,) if isinstance(guard, BondGuard | ContactGuard) else tuple(guard)
     if not training or not validation:
         raise ValueError("training needs at least one training frame and one validation frame")
     start = time.perf_counter()
@@ -176,7 +228,10 @@ def fit(
     generator = torch.Generator().manual_seed(schedule.seed)
     if initial is None:
         network = CACENetwork(configuration).float()
-        standardise_inputs(network, training[:1])
+        initial_frames = training[:: -(-len(training) // standardise_on)]
+        standardise_inputs(network, initial_frames)
+        if guess_charges and configuration.num_charges > 0:
+            start_from_guess(network, initial_frames, configuration.atomic_numbers)
     else:
         network = copy.deepcopy(initial)
     energies = reference_energies(training, len(configuration.atomic_numbers))
@@ -184,30 +239,41 @@ def fit(
     average = copy.deepcopy(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=schedule.learning_rate, amsgrad=True)
-    total_steps = schedule.epochs * len(training)
+    guesses: list[Tensor] | None = None
+    if charge_restraint > 0.0:
+        guesses = [bond_increment_charges(frame, configuration.atomic_numbers) for frame in training]
+    total_steps = schedule.epochs * -(-len(training) // frames_per_step)
 
     history: list[dict] = []
     best = (math.inf, 0, copy.deepcopy(average.network))
     step = 0
     for epoch in range(1, schedule.epochs + 1):
         force_loss = 0.0
-        for index in torch.randperm(len(training), generator=generator).tolist():
+        order = torch.randperm(len(training), generator=generator)
+        for chosen in torch.split(order, frames_per_step):
+            batch = [training[index] for index in chosen.tolist()]
             rate = schedule.learning_rate * min(1.0, (step + 1) / schedule.warmup_steps)
             rate *= 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            value, of_forces = loss(model, training[index], schedule.energy_weight)
+            chosen_guesses = None if guesses is None else [guesses[index] for index in chosen.tolist()]
+            value, of_forces = loss(model, batch, schedule.energy_weight, chosen_guesses, charge_restraint)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
             optimizer.zero_grad()
             value.backward()
-            if guard is not None and step % guard.every == 0:
-                stretched = stretch_bonds(training[index], guard, generator)
-                _, forces = model(stretched.frame, differentiable=True)
-                (guard.weight * stretched.shortfall(forces, guard.least_force)).backward()
+            for turn, current in enumerate(guards):
+                # With every = 2 and three guards, each comes every sixth step.
+                if step % (current.every * len(guards)) == turn * current.every:
+                    # A frame may have no contact to squeeze: the first one of the batch that has is taken.
+                    tried = (current.disturb(frame, generator) for frame in batch)
+                    disturbed = next((each for each in tried if each is not None), None)
+                    if disturbed is not None:
+                        _, forces = model(disturbed.frame, differentiable=True)
+                        (current.weight * disturbed.shortfall(forces, current.least_force)).backward()
             torch.nn.utils.clip_grad_norm_(parameters, schedule.gradient_limit)
             optimizer.step()
-            force_loss += float(of_forces)
+            force_loss += float(of_forces) * len(batch)
             step += 1
             # A short memory at first, so that the initial weights are soon forgotten.
             decay = min(schedule.average, step / (step + 10.0))

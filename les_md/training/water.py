@@ -8,11 +8,7 @@ of the model see nothing. ``--short-range`` trains the twin without charges, eve
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import hashlib
-import os
-import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +16,13 @@ import torch
 from tqdm import tqdm
 
 from les_md.architectures.cace import native_checkpoint
-from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
+from les_md.architectures.cace_network import CACEConfiguration
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.training.allocator import keep_freed_memory
 from les_md.training.bond_guard import BondGuard
 from les_md.training.dataset import Frame, read_frames
 from les_md.training.fit import EnergyModel, Schedule, errors, fit
+from les_md.training.record import circumstances, stored_stage, write_checkpoint, write_history, write_stage
 
 #: Frames that neither training nor the choice of the model sees: two whole trajectories.
 TEST = (5, 15, 16, 22, 28)
@@ -69,29 +66,26 @@ def train(data: Path, out: Path, short_range: bool, schedule: Schedule, guarded_
             bar.update(line["epoch"] - (bar.n if bar.n < schedule.epochs else bar.n - schedule.epochs))
             bar.set_postfix_str(f"{line['training_forces']:.1f}, validation {line['validation_forces']:.1f} meV/Å")
 
-        stored = torch.load(first_stage, weights_only=True) if first_stage.is_file() else None
         made_with = {
             "schedule": schedule.to_dict(),
             "configuration": configuration.to_dict(),
             "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
         }
-        if stored is not None and stored["training"]["made_with"] == made_with:
-            network = CACENetwork(configuration).float()
-            network.load_state_dict(stored["state_dict"])
-            best_epoch, seconds, history = (stored["training"][key] for key in ("best_epoch", "seconds", "history"))
+        first = stored_stage(first_stage, configuration, made_with)
+        if first is not None:
             bar.update(schedule.epochs)
         else:
             first = fit(configuration, long_range, parts["train"], parts["validation"], schedule, report)
-            network, best_epoch, seconds, history = first.network, first.best_epoch, first.seconds, first.history
-            training = {
-                "made_with": made_with, "best_epoch": best_epoch, "seconds": seconds, "history": history
-            }  # fmt: skip
-            write(
-                first_stage,
-                native_checkpoint(network, configuration, first.reference_energies, long_range, training),
-            )
+            write_stage(first_stage, first, configuration, long_range, made_with)
         result = fit(
-            configuration, long_range, parts["train"], parts["validation"], guarded_schedule, report, GUARD, network
+            configuration,
+            long_range,
+            parts["train"],
+            parts["validation"],
+            guarded_schedule,
+            report,
+            GUARD,
+            first.network,
         )
     model = EnergyModel(result.network, result.reference_energies, long_range)
     measured = {name: errors(model, part) for name, part in parts.items()}
@@ -99,38 +93,26 @@ def train(data: Path, out: Path, short_range: bool, schedule: Schedule, guarded_
         "data": data.name,
         "split": indices,
         "schedule": schedule.to_dict(),
-        "best_epoch": best_epoch,
+        "best_epoch": first.best_epoch,
         "guarded_schedule": guarded_schedule.to_dict(),
         "guard": GUARD.to_dict(),
         "guarded_best_epoch": result.best_epoch,
-        "seconds": round(seconds + result.seconds),
+        "seconds": round(first.seconds + result.seconds),
         "errors": {name: error.to_dict() for name, error in measured.items()},
         "error_units": {"energy": "RMSE, meV/atom", "forces": "RMSE, meV/Å"},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
-        "threads": torch.get_num_threads(),
-        "date": datetime.date.today().isoformat(),
+        **circumstances(),
     }
-    path = out / ("water_rpbe_d3_short_range.pth" if short_range else "water_rpbe_d3.pth")
-    write(path, native_checkpoint(result.network, configuration, result.reference_energies, long_range, metadata))
-    with open(path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=["stage", *result.history[0]])
-        writer.writeheader()
-        writer.writerows({"stage": 1, **line} for line in history)
-        writer.writerows({"stage": 2, **line} for line in result.history)
+    write_checkpoint(
+        path, native_checkpoint(result.network, configuration, result.reference_energies, long_range, metadata)
+    )
+    write_history(path.with_suffix(".csv"), (first.history, result.history))
     for name, error in measured.items():
         print(f"{name:10s} {error.forces:6.2f} meV/Å  {error.energy:6.3f} meV/atom  ({len(parts[name])} frames)")
     print(
-        f"wrote {path} ({path.stat().st_size} bytes, epochs {best_epoch} and {result.best_epoch}, "
-        f"{seconds + result.seconds:.0f} s)"
+        f"wrote {path} ({path.stat().st_size} bytes, epochs {first.best_epoch} and {result.best_epoch}, "
+        f"{first.seconds + result.seconds:.0f} s)"
     )
     return path
-
-
-def write(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint so that a reader sees the whole file or none."""
-    partial = path.with_name(path.name + ".part")
-    torch.save(checkpoint, partial)
-    os.replace(partial, path)
 
 
 def main() -> None:
