@@ -1,11 +1,13 @@
 # make install | make demo | make test: each starts from Python 3.11, a C++ compiler and make, and can be repeated.
+# make test-torchforce: the OpenMM tests with openmm-torch too, in an environment of its own (its wheels need torch 2.9).
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+TORCHFORCE := .venv-torchforce
 # Two threads are what the examples and the record in docs/performance.md use; set OMP_NUM_THREADS for more.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: install test demo lint clean
+.PHONY: install install-torchforce test test-torchforce demo lint clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +18,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/les-md build
 	touch $@
 
+install-torchforce: $(TORCHFORCE)/.installed
+
+$(TORCHFORCE)/.installed: pyproject.toml constraints-torchforce.txt
+	test -x $(TORCHFORCE)/bin/python || $(PYTHON) -m venv $(TORCHFORCE)
+	$(TORCHFORCE)/bin/python -m pip install --quiet --upgrade pip
+	$(TORCHFORCE)/bin/python -m pip install --quiet --constraint constraints-torchforce.txt --editable ".[torchforce,dev]"
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,8 +33,11 @@ lint: install
 test: install lint
 	$(BIN)/python -m pytest -n 2
 
+test-torchforce: install-torchforce
+	LES_MD_TEST_TORCHFORCE=1 $(TORCHFORCE)/bin/python -m pytest -n 2 tests/openmm
+
 demo: install
 	$(BIN)/python examples/bulk_water/run.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info examples/*/output
+	rm -rf $(VENV) $(TORCHFORCE) build *.egg-info examples/*/output

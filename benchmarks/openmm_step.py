@@ -64,8 +64,12 @@ def run_case(backend: str, model: str, num_atoms: int, platform: str, steps: int
     topology = topology_of(atoms)
     outside = None
     if backend == "openmm-ml":
+        from mace.modules import extensions, models
         from openmmml import MLPotential
 
+        # Published checkpoints look for the class where earlier versions of mace-torch had it.
+        models.MACELES = extensions.MACELES
+        os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
         system = MLPotential("mace", modelPath=model).createSystem(
             topology, returnEnergyType="energy", precision="single", removeCMMotion=False
         )

@@ -266,14 +266,6 @@ std::string LESModel::describe_plan()
   return text;
 }
 
-bool LESModel::plan_bounds(std::array<double, 6> &bounds)
-{
-  if (!info_.long_range || !planned_ || !script_->plan.toGenericDict().contains("bounds")) return false;
-  const Tensor host = script_->plan_entry("bounds").to(torch::kCPU).contiguous();
-  std::copy_n(host.const_data_ptr<double>(), 6, bounds.begin());
-  return true;
-}
-
 void LESModel::make_blocks(const Graph &graph)
 {
   script_->blocks.clear();

@@ -79,8 +79,6 @@ class LESModel {
   void plan(const PlanRequest &request);
   // The plan in words.
   std::string describe_plan();
-  // An isolated system on a mesh: the plan serves only atoms within these bounds; otherwise false.
-  bool plan_bounds(std::array<double, 6> &bounds);
 
   // One evaluation is forward, a sum of the density over processes, and backward.
   void forward(const Graph &graph);

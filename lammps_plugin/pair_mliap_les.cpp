@@ -29,7 +29,7 @@ using namespace LAMMPS_NS;
 PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
     Pair(lmp), device_("cpu"), threads_(0), write_charges_(false), kspace_("auto"), accuracy_(1e-5), slab_(false),
     fixed_kset_(false), ghost_cutoff_(0.0), with_ghost_neighbors_(false), graph_(lmp), mapped_step_(-1),
-    total_atoms_(0), planned_atoms_(-1), kset_chosen_(false), kset_cell_{}, graph_reported_(false), graph_time_(0.0),
+    total_atoms_(0), kset_chosen_(false), kset_cell_{}, graph_reported_(false), graph_time_(0.0),
     reduction_time_(0.0), calls_(0)
 {
   single_enable = 0;
@@ -154,13 +154,13 @@ void PairMLIAPLES::plan(bool for_check)
       bounds[3 + k % 3] = std::min(bounds[3 + k % 3], -positions[k]);
     }
     MPI_Allreduce(MPI_IN_PLACE, bounds.data(), 6, MPI_DOUBLE, MPI_MIN, world);
-    for (int a = 0; a < 3; ++a) bounds[3 + a] = total_atoms_ > 0 ? -bounds[3 + a] : 0.0;
-    for (int a = 0; a < 3; ++a) bounds[a] = total_atoms_ > 0 ? bounds[a] : 0.0;
-    std::array<double, 6> planned;
-    bool inside = model_->plan_bounds(planned) && planned_atoms_ == total_atoms_;
-    for (int a = 0; a < 3; ++a) inside = inside && bounds[a] >= planned[a] && bounds[3 + a] <= planned[3 + a];
-    if (inside) return;
-    request.bounds = bounds;
+    // Rounded outwards, as les_md/planner.py does: most steps share one plan, which depends on the present positions
+    // alone, so that a run continues from a restart as it would have without.
+    constexpr double step = 2.0;
+    for (int a = 0; a < 3; ++a) {
+      request.bounds[a] = total_atoms_ > 0 ? step * std::floor(bounds[a] / step) : 0.0;
+      request.bounds[3 + a] = total_atoms_ > 0 ? step * std::ceil(-bounds[3 + a] / step) : 0.0;
+    }
   }
 
   std::string problem;
@@ -170,7 +170,6 @@ void PairMLIAPLES::plan(bool for_check)
     problem = failure.what();
   }
   stop_if_any(problem);
-  planned_atoms_ = request.atoms;
 }
 
 /* ----------------------------------------------------------------------

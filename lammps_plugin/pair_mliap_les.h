@@ -60,7 +60,6 @@ class PairMLIAPLES : public Pair {
   les_md::Evaluation result_;
   bigint mapped_step_;    // step of the neighbor list the images were mapped for
   bigint total_atoms_;    // that take part, of all processes
-  bigint planned_atoms_;
   bool kset_chosen_;
   std::array<double, 9> kset_cell_;
   bool graph_reported_;

@@ -30,15 +30,22 @@ class ExportedModel:
     Attributes
     ----------
     module : the scripted ``LESPotential`` (its methods are the contract of the file).  device : where it is.
+    content : the bytes of the file that ``module`` was read from, whatever became of the file since.
     metadata : what ``les-export`` recorded, as ``les-md info`` prints it.
     elements : chemical symbols in type order.  cutoff : Å.  num_layers : message-passing depth.
     has_long_range : False for a short-range model.
     """
 
     def __init__(
-        self, path: Path, module: torch.jit.ScriptModule, metadata: dict, device: torch.device | None = None
+        self,
+        path: Path,
+        module: torch.jit.ScriptModule,
+        metadata: dict,
+        device: torch.device | None = None,
+        content: bytes = b"",
     ) -> None:
         self.path = path
+        self.content = content
         self.device = device or torch.device("cpu")
         self.module = module
         self.metadata = metadata
@@ -129,7 +136,9 @@ def load(path: str | Path, device: str | torch.device | None = "cpu") -> Exporte
 
     Raises: as ``read_metadata``, and ValueError for a device that cannot be used.
     """
-    return _load(str(path), read_metadata(path), path, device)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no model file {path}")
+    return load_bytes(Path(path).read_bytes(), str(path), device)
 
 
 def load_bytes(content: bytes, name: str, device: str | torch.device | None = "cpu") -> ExportedModel:
@@ -137,16 +146,13 @@ def load_bytes(content: bytes, name: str, device: str | torch.device | None = "c
 
     Raises: as ``load``.
     """
-    return _load(io.BytesIO(content), _read_metadata(io.BytesIO(content), name), name, device)
-
-
-def _load(file: str | BinaryIO, metadata: dict, path: str | Path, device: str | torch.device | None) -> ExportedModel:
+    metadata = _read_metadata(io.BytesIO(content), name)
     device = usable_device(device)
     try:
-        module = torch.jit.load(file, map_location=device)
+        module = torch.jit.load(io.BytesIO(content), map_location=device)
     except (RuntimeError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{path} is damaged: {error}") from error
-    return ExportedModel(Path(path), module.eval(), metadata, device)
+        raise ModelFileError(f"{name} is damaged: {error}") from error
+    return ExportedModel(Path(name), module.eval(), metadata, device, content)
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:

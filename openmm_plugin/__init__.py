@@ -12,5 +12,6 @@ except ImportError as error:
 from les_md.openmm.les_force import LESForce
 from les_md.openmm.les_reporter import LESReporter
 from les_md.openmm.system_checks import check_system
+from les_md.openmm.torchforce_backend import prepare_torchforce
 
-__all__ = ["LESForce", "LESReporter", "check_system"]
+__all__ = ["LESForce", "LESReporter", "check_system", "prepare_torchforce"]

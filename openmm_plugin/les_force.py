@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import openmm
 import openmm.app
 import torch
 
-from les_md.model_file import ExportedModel, load_bytes
+from les_md.model_file import ExportedModel, load, load_bytes, usable_device
 from les_md.openmm.python_backend import Computation
 from les_md.openmm.system_checks import atomic_numbers_of, check_system, choose_boundaries, selected_atoms
 
@@ -30,7 +31,8 @@ class LESForce:
     Parameters
     ----------
     model : path of a file written by ``les-export``, or what ``les_md.load`` returned.
-    topology_or_atomic_numbers : openmm.app.Topology of the System, or the atomic number of every particle.
+    topology_or_atomic_numbers : openmm.app.Topology of the System, or the atomic number of every particle (None for one
+        without an element).
     atoms : indices of the particles that the model acts on, default all. The others feel nothing of it (see Subsets).
     backend : "python", "torchforce" or "auto" (see Backends).
     device : torch device of the network for the ``python`` backend, default "cuda" where there is one, else "cpu".
@@ -75,19 +77,21 @@ class LESForce:
     platform: double on Reference and CPU, elsewhere as its property Precision says.
 
     Serialisation: XmlSerializer writes the whole model into the XML (about twice the size of the file); a copy needs
-    les_md, but not the file, and is a plain PythonForce or TorchForce. **Load such an XML only from people you trust**:
+    les_md, but not the file, and is a plain PythonForce or TorchForce (before one with a TorchForce is read, call
+    ``les_md.openmm.prepare_torchforce()``). **Load such an XML only from people you trust**:
     OpenMM runs the Python function in it. Checkpoints and States continue bit for bit (Reference and CPU platform, same
     number of threads).
 
     Backends
     --------
-    ``python`` : OpenMM's PythonForce (OpenMM 8.4 or newer), any torch, any platform. The neighbour list is kept between
+    ``python`` : OpenMM's PythonForce (OpenMM 8.5 or newer), any torch, any platform. The neighbour list is kept between
         steps.
     ``torchforce`` : openmm-torch's TorchForce: everything in TorchScript, so that positions stay on the GPU and no
-        Python runs during a simulation. Needs openmm-torch built for the installed torch (its 1.5 wheels: torch 2.9).
-    ``auto`` : ``torchforce`` if openmm-torch is installed and a test in another process shows that it works here (a
-        wrong torch makes it crash), else ``python``. ``describe_backend()`` and one line of the log "les_md.openmm"
-        (level INFO) say what was chosen and why.
+        Python runs during a simulation. Needs openmm-torch built for the installed torch and OpenMM (its 1.5
+        wheels: torch 2.9, OpenMM up to 8.5).
+    ``auto`` : ``torchforce`` if there is a GPU, openmm-torch is installed, and a test in another process shows that it
+        works here (a wrong torch makes it crash); else ``python``, which is the faster one on a CPU.
+    ``describe_backend()`` and one line of the log "les_md.openmm" (level INFO) say what was chosen and why.
 
     Raises
     ------
@@ -97,6 +101,11 @@ class LESForce:
     During a simulation, as OpenMMException: positions that are not finite, another number of particles, a box that was
     never set, energies that are not finite.
     """
+
+    #: Why the backend was chosen.
+    _reason = "asked for"
+    _openmm_takes_subsets = False
+    _default_device: str | None = None
 
     def __new__(cls, *args, backend: str = "auto", device: str | None = None, **kwargs):
         if cls is not LESForce:
@@ -126,32 +135,29 @@ class LESForce:
         chosen = selected_atoms(atoms, numbers)
         self.periodic, expected_box = choose_boundaries(periodic, topology_or_atomic_numbers, system)
         if system is not None:
-            check_system(system, len(numbers), chosen, self.periodic, allow_constraints)
+            check_system(system, len(numbers), chosen, self.periodic, allow_constraints, stacklevel=3)
         if kset not in ("follow", "fixed"):
             raise ValueError(f"kset must be follow or fixed, not {kset!r}")
         if kset == "fixed" and expected_box is None:
             raise ValueError("kset='fixed' needs a periodic topology with box vectors, or system=...")
-        if isinstance(model, ExportedModel):
-            path, loaded = model.path, model if device is None or torch.device(device) == model.device else None
-        else:
-            path, loaded = Path(model), None
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no model file {path}")
-        content = path.read_bytes()
-        self.model = loaded or load_bytes(content, str(path), device)
+        device = device or self._default_device
+        if not isinstance(model, ExportedModel):
+            model = load(model, device)
+        elif device is not None and usable_device(device) != model.device:
+            model = load_bytes(model.content, str(model.path), device)
+        self.model = model
         self.atoms = chosen
         self.num_particles = len(numbers)
-        # OpenMM hands a subset of the positions over by itself, but does not check that the System has so many
-        # particles. Where that is not known, the whole array is handed over, and checked.
-        subset = atoms is not None
-        hand_over_subset = subset and system is not None
+        # OpenMM hands over the positions of a subset only, if asked to, but reads beyond its arrays where the System
+        # has fewer particles: only for a System that was checked. Otherwise the subset is taken from all positions.
+        subset_by_openmm = self._openmm_takes_subsets and atoms is not None and system is not None
         #: Evaluates the model outside of a Context, see ``LESReporter``.
         self.computation = Computation(
-            model_bytes=content,
-            model_name=path.name,
+            model_bytes=model.content,
+            model_name=model.path.name,
             atomic_numbers=tuple(numbers[index] for index in chosen),
-            num_particles=len(chosen) if hand_over_subset else len(numbers),
-            particles=chosen if subset and not hand_over_subset else None,
+            num_particles=len(chosen) if subset_by_openmm else len(numbers),
+            particles=None if atoms is None or subset_by_openmm else chosen,
             periodic=self.periodic,
             expected_box=expected_box,
             kset_box=expected_box if kset == "fixed" else None,
@@ -160,7 +166,7 @@ class LESForce:
             accuracy=accuracy,
             model=self.model,
         )
-        self._create(chosen if hand_over_subset else None)
+        self._create(chosen if subset_by_openmm else ())
         self.setUsesPeriodicBoundaryConditions(self.periodic)
         self.setForceGroup(force_group)
         self.setName("LESForce")
@@ -170,18 +176,48 @@ class LESForce:
         """What evaluates the model, on which device, and why it was chosen."""
         raise NotImplementedError
 
+    def _create(self, particles: tuple[int, ...]) -> None:
+        """Initialise the Force of OpenMM, which hands over the positions of ``particles`` only (of all, if empty)."""
+        raise NotImplementedError
+
 
 class PythonLESForce(LESForce, openmm.PythonForce):
     """LESForce by OpenMM's PythonForce; made by ``LESForce(..., backend="python")``."""
 
-    def _create(self, particles: tuple[int, ...] | None) -> None:
-        openmm.PythonForce.__init__(self, self.computation, {}, [] if particles is None else list(particles))
+    _openmm_takes_subsets = hasattr(openmm.PythonForce, "setParticles")  # since OpenMM 8.6
 
     def describe_backend(self) -> str:
         return f"LESForce: {self.model.path.name} by PythonForce on {self.model.device} ({self._reason})"
+
+    def _create(self, particles: tuple[int, ...]) -> None:
+        openmm.PythonForce.__init__(self, self.computation)
+        if particles:
+            self.setParticles(particles)
 
 
 def _choose_backend(backend: str, device: str | None) -> tuple[type[LESForce], str]:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    return PythonLESForce, "asked for" if backend == "python" else "openmm-torch is not installed"
+    if backend == "python":
+        return PythonLESForce, "asked for"
+    if device is not None:
+        if backend == "torchforce":
+            raise ValueError(f"device={device!r}: with backend 'torchforce' the platform decides where the model runs")
+        return PythonLESForce, "the only one that takes a device"
+    if importlib.util.find_spec("openmmtorch") is None:
+        if backend == "torchforce":
+            raise ValueError("backend 'torchforce' needs openmm-torch, which is not installed: pip install openmmtorch")
+        return PythonLESForce, "openmm-torch is not installed"
+    if backend == "auto" and not torch.cuda.is_available():
+        return PythonLESForce, "without a GPU it is faster than TorchForce"
+    from les_md.openmm.torchforce_probe import probe
+
+    result = probe()
+    if result.works:
+        from les_md.openmm.torchforce_backend import torchforce_class
+
+        return torchforce_class(), "asked for" if backend == "torchforce" else result.reason
+    if backend == "torchforce":
+        raise ValueError(f"backend 'torchforce' does not work here: {result.reason}")
+    logger.warning("openmm-torch is installed but does not work: %s", result.reason)
+    return PythonLESForce, result.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
 
 from les_md.model_file import read_metadata
 from les_md.openmm.les_force import LESForce
+from les_md.openmm.system_checks import atomic_numbers_of
 
 
 class LESPotentialImplFactory(MLPotentialImplFactory):
@@ -69,11 +71,21 @@ class LESPotentialImpl(MLPotentialImpl):
             # A mixed System may be periodic although the topology does not tell.
             box = topology.getPeriodicBoxVectors() is not None
             options["periodic"] = box or system.usesPeriodicBoundaryConditions()
-        # To interpolate, OpenMM-ML has the force added to an empty System first: nothing to check there. It removes
-        # constraints between ML atoms after this call, unless told to keep them.
+            if not box and system.getNumParticles() == 0:
+                warnings.warn(
+                    "a System to interpolate is made from a topology without box vectors: the model is taken to be "
+                    "isolated. If the System is periodic, pass periodic=True, or give the topology its box vectors",
+                    stacklevel=2,
+                )
+        # To interpolate, OpenMM-ML has the force added to an empty System first: nothing to check there, and no box to
+        # be had if the topology has none. It removes constraints between ML atoms after this call, unless told to keep
+        # them.
+        particles = topology
+        if system.getNumParticles() == 0 and topology.getPeriodicBoxVectors() is None:
+            particles = atomic_numbers_of(topology)
         force = LESForce(
             self._model_path,
-            topology,
+            particles,
             atoms=atoms,
             force_group=forceGroup,
             system=system if system.getNumParticles() > 0 else None,
@@ -81,7 +93,25 @@ class LESPotentialImpl(MLPotentialImpl):
             **options,
         )
         system.addForce(force)
+        _add_link_atoms_to_excluded_electrostatics(system)
 
     def getMLLongRange(self) -> bool:
         """Whether the model has electrostatics over all periodic images; False only for a short-range model."""
         return self._has_long_range
+
+
+def _add_link_atoms_to_excluded_electrostatics(system: openmm.System) -> None:
+    """Make a mixed System of a long-range model with link atoms complete.
+
+    OpenMM-ML (1.8) makes the force that takes the conventional electrostatics of the ML atoms away before it adds link
+    atoms to the System, so that it has too few particles and no Context can be made. Link atoms have no conventional
+    charge.
+    """
+    for force in system.getForces():
+        if not isinstance(force, openmm.CustomCVForce):
+            continue
+        for index in range(force.getNumCollectiveVariables()):
+            if force.getCollectiveVariableName(index) == "excludeForce":
+                electrostatics = force.getCollectiveVariable(index)
+                while electrostatics.getNumParticles() < system.getNumParticles():
+                    electrostatics.addParticle(0.0, 1.0, 0.0)

@@ -47,7 +47,8 @@ class Computation:
         accuracy: float,
         model: ExportedModel | None = None,
     ) -> None:
-        self._settings = {
+        #: The arguments, as they are serialised.
+        self.settings = {
             "model_bytes": model_bytes,
             "model_name": model_name,
             "atomic_numbers": atomic_numbers,
@@ -60,10 +61,7 @@ class Computation:
             "kspace": kspace,
             "accuracy": accuracy,
         }
-        self._num_particles = num_particles
         self._particles = None if particles is None else np.array(particles, dtype=np.int64)
-        self.periodic = periodic
-        self._expected_box = expected_box
         # OpenMM lets go of the interpreter while it integrates: Contexts may be run by several threads.
         self._lock = threading.RLock()
         self._evaluator: PotentialEvaluator | None = None
@@ -72,7 +70,7 @@ class Computation:
             self._prepare(model)
 
     def __getstate__(self) -> dict:
-        return self._settings
+        return self.settings
 
     def __setstate__(self, settings: dict) -> None:
         # OpenMM cannot report an exception raised here (the process would die), so the model is read at the first use.
@@ -83,7 +81,7 @@ class Computation:
         """The model with its neighbour list; raises ModelFileError if the serialised model cannot be read."""
         with self._lock:
             if self._evaluator is None:
-                settings = self._settings
+                settings = self.settings
                 try:
                     model = load_bytes(settings["model_bytes"], settings["model_name"], settings["device"])
                 except ModelFileError as error:
@@ -92,15 +90,15 @@ class Computation:
             return self._evaluator
 
     def _prepare(self, model: ExportedModel) -> None:
-        kset_box = self._settings["kset_box"]
+        kset_box = self.settings["kset_box"]
         evaluator = PotentialEvaluator(
             model,
-            kspace=self._settings["kspace"],
-            accuracy=self._settings["accuracy"],
+            kspace=self.settings["kspace"],
+            accuracy=self.settings["accuracy"],
             kset_cell=None if kset_box is None else NM_TO_ANGSTROM * kset_box,
         )
-        self._types = evaluator.types_of(np.array(self._settings["atomic_numbers"], dtype=np.int64))
-        self._periodic_axes = np.full(3, self.periodic)
+        self._types = evaluator.types_of(np.array(self.settings["atomic_numbers"], dtype=np.int64))
+        self._periodic_axes = np.full(3, self.settings["periodic"])
         self._evaluator = evaluator
 
     def evaluate(self, positions: np.ndarray, box: np.ndarray) -> dict:
@@ -114,8 +112,8 @@ class Computation:
             if last is not None and np.array_equal(positions, last[0]) and np.array_equal(box, last[1]):
                 return last[2]
             evaluator = self.evaluator
-            if self.periodic:
-                require_box(box, self._expected_box)
+            if self.settings["periodic"]:
+                require_box(box, self.settings["expected_box"])
             output = evaluator.compute(
                 self._types, NM_TO_ANGSTROM * positions, NM_TO_ANGSTROM * box, self._periodic_axes
             )
@@ -125,13 +123,14 @@ class Computation:
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
         """Energy in kJ/mol and forces [n, 3] in kJ/mol/nm."""
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-        if len(positions) != self._num_particles:
+        expected = self.settings["num_particles"]
+        if len(positions) != expected:
             raise ValueError(
-                f"this LESForce was made for {self._num_particles} particles, the System has {len(positions)}: "
-                "topology and System must describe the same particles"
+                f"this LESForce was made for {expected} particles, the System has {len(positions)}: topology and "
+                "System must describe the same particles"
             )
         box = np.zeros((3, 3))
-        if self.periodic:
+        if self.settings["periodic"]:
             box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
         output = self.evaluate(positions if self._particles is None else positions[self._particles], box)
         forces = (EV_TO_KJ_PER_MOL * NM_TO_ANGSTROM) * output["forces"]

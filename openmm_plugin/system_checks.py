@@ -14,13 +14,15 @@ OPENMM_DEFAULT_BOX = 2.0 * np.eye(3)
 
 
 def atomic_numbers_of(topology: openmm.app.Topology | Sequence[int]) -> list[int | None]:
-    """Atomic number of every particle; None for a particle without an element (virtual site, extra particle).
+    """Atomic number of every particle; None for one without an element (virtual site, extra particle).
 
     Raises TypeError or ValueError if it is neither a Topology nor whole numbers from 1 to 118.
     """
     if isinstance(topology, openmm.app.Topology):
         return [None if atom.element is None else atom.element.atomic_number for atom in topology.atoms()]
-    array = np.asarray(topology)
+    numbers = list(topology) if isinstance(topology, Iterable) and not isinstance(topology, str) else [0.5]
+    unnamed = [number is None for number in numbers]
+    array = np.asarray([0 if none else number for number, none in zip(numbers, unnamed, strict=True)])
     if array.size == 0:
         return []
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
@@ -28,9 +30,10 @@ def atomic_numbers_of(topology: openmm.app.Topology | Sequence[int]) -> list[int
             "topology_or_atomic_numbers must be an openmm.app.Topology or a sequence of whole atomic numbers, one per "
             f"particle of the System; got {type(topology).__name__}"
         )
-    if len(array) > 0 and (array.min() < 1 or array.max() > 118):
-        raise ValueError(f"{int(array.min())} ... {int(array.max())} are not all atomic numbers (1 to 118)")
-    return [int(number) for number in array]
+    wrong = [int(number) for number, none in zip(array, unnamed, strict=True) if not none and not 1 <= number <= 118]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is not among the atomic numbers, 1 to 118")
+    return [None if none else int(number) for number, none in zip(array, unnamed, strict=True)]
 
 
 def selected_atoms(atoms: Iterable[int] | None, atomic_numbers: Sequence[int | None]) -> tuple[int, ...]:
@@ -119,6 +122,7 @@ def check_system(
     atoms: Sequence[int],
     periodic: bool,
     allow_constraints: bool = False,
+    stacklevel: int = 2,
 ) -> None:
     """Check that a System suits a LESForce on ``atoms``.
 
@@ -128,7 +132,7 @@ def check_system(
         hydrogen) unless ``allow_constraints``; a System with periodic forces or a barostat for an isolated LESForce.
 
     Warns where bonded terms or a NonbondedForce of the System act between the model's atoms: their interaction would be
-    counted twice.
+    counted twice (``stacklevel`` as of ``warnings.warn``).
     """
     if system.getNumParticles() != num_particles:
         raise ValueError(
@@ -146,7 +150,7 @@ def check_system(
     chosen = frozenset(atoms)
     if not allow_constraints:
         _refuse_constraints(system, chosen)
-    _warn_of_other_forces(system, chosen)
+    _warn_of_other_forces(system, chosen, stacklevel + 1)
 
 
 def _refuse_constraints(system: openmm.System, chosen: frozenset[int]) -> None:
@@ -164,7 +168,7 @@ def _refuse_constraints(system: openmm.System, chosen: frozenset[int]) -> None:
         )
 
 
-def _warn_of_other_forces(system: openmm.System, chosen: frozenset[int]) -> None:
+def _warn_of_other_forces(system: openmm.System, chosen: frozenset[int], stacklevel: int) -> None:
     bonded = {
         openmm.HarmonicBondForce: ("getNumBonds", "getBondParameters", slice(0, 2)),
         openmm.HarmonicAngleForce: ("getNumAngles", "getAngleParameters", slice(0, 3)),
@@ -187,7 +191,7 @@ def _warn_of_other_forces(system: openmm.System, chosen: frozenset[int]) -> None
             f"{', '.join(found)} of this System act(s) between atoms that LESForce acts on: their interaction is "
             "counted twice. Start from a System without forces, or use MLPotential('les').createMixedSystem, which "
             "removes the terms that the model replaces",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

@@ -56,10 +56,12 @@ def create_system(topology: app.Topology) -> openmm.System:
     return system
 
 
-def create_simulation(topology: app.Topology, model: Path, pressure: float | None) -> tuple[app.Simulation, LESForce]:
-    """A Simulation at 300 K, and at ``pressure`` (bar) if one is given."""
+def create_simulation(
+    topology: app.Topology, model: Path, pressure: float | None, **options
+) -> tuple[app.Simulation, LESForce]:
+    """A Simulation at 300 K, and at ``pressure`` (bar) if one is given; ``options`` go to LESForce."""
     system = create_system(topology)
-    force = LESForce(model, topology, system=system)
+    force = LESForce(model, topology, system=system, **options)
     system.addForce(force)
     if pressure is not None:
         # Bonds that do nothing but tell the barostat what the molecules are.

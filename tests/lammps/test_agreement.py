@@ -256,13 +256,11 @@ def test_mesh_moves_with_the_box(models, lammps_of):
 
 def energy_with_wave_vectors_of(calculator, atoms, kset_cell):
     """Energy of the sum over the wave vectors that belong to ``kset_cell``."""
-    import torch
+    from les_md.evaluator import PotentialEvaluator
 
-    *graph, positions, cell = calculator._inputs(atoms)
-    kset_cell = torch.tensor(np.array(kset_cell), dtype=torch.float64)
-    bounds = torch.zeros(2, 3, dtype=torch.float64)
-    plan = calculator.model.module.plan(cell, kset_cell, bounds, len(atoms), "ewald", 1e-5, False)
-    return float(calculator.model.module(*graph, positions, plan)["energies"].sum())
+    evaluator = PotentialEvaluator(calculator.model, kspace="ewald", kset_cell=np.array(kset_cell, dtype=float))
+    types = evaluator.types_of(atoms.numbers)
+    return evaluator.compute(types, atoms.positions, atoms.cell.array, atoms.pbc)["energy"]
 
 
 def state_of(session):

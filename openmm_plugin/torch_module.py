@@ -1,0 +1,164 @@
+"""An exported model as the module that openmm-torch's TorchForce evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from les_md.model_file import ExportedModel
+from les_md.openmm.neighbor_search import edges_within
+from les_md.openmm.system_checks import OPENMM_DEFAULT_BOX
+from les_md.openmm.units import EV_TO_KJ_PER_MOL, NM_TO_ANGSTROM
+from les_md.planner import BOUNDS_STEP, Planner
+
+
+class TorchForceModule(torch.nn.Module):
+    """Energy and forces of an exported model from positions and box, in OpenMM's units; scripts and freezes.
+
+    Neighbours and the plan of the long-range sum are made anew at every call, so that the result is a function of
+    positions and box alone, whatever was computed before and in however many contexts the module is used.
+
+    Parameters
+    ----------
+    model : what ``les_md.load`` returned.
+    types : [n] type index (``model.types_of``) of the particles that the model sees.
+    periodic : along all three box vectors; otherwise an isolated system.
+    particles : [n] index of these particles among all of the system, each once; None for all.
+    kspace, accuracy : as in ``LatentEwald.plan``.
+    num_particles : of the whole System; None for as many as ``types``.
+    expected_box, kset_box : [3, 3] nm or None, as in ``LESForce``: a box that OpenMM's default box is not accepted for,
+        and the box whose set of wave vectors is kept.
+
+    Raises
+    ------
+    ValueError : ``types`` and ``particles`` do not fit each other or the model, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        model: ExportedModel,
+        types: Sequence[int] | np.ndarray,
+        periodic: bool,
+        particles: Sequence[int] | np.ndarray | None = None,
+        kspace: str = "auto",
+        accuracy: float = 1e-5,
+        num_particles: int | None = None,
+        expected_box: np.ndarray | None = None,
+        kset_box: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        types = np.array(types, dtype=np.int64).reshape(-1)
+        if types.size and not (types.min() >= 0 and types.max() < len(model.elements)):
+            raise ValueError(f"{model.path.name} has the types 0 to {len(model.elements) - 1}")
+        self.model = model.module
+        self.register_buffer("types", torch.from_numpy(types))
+        self.has_long_range: bool = model.has_long_range
+        self.cutoff: float = model.cutoff
+        self.periodic: bool = bool(periodic)
+        self.kspace: str = kspace
+        self.accuracy: float = float(accuracy)
+        self.nm: float = NM_TO_ANGSTROM
+        self.ev: float = EV_TO_KJ_PER_MOL
+        self.bounds_step: float = BOUNDS_STEP
+        self.all_particles: bool = particles is None
+        indices = np.arange(len(types)) if particles is None else np.array(particles, dtype=np.int64).reshape(-1)
+        if len(indices) != len(types) or len(np.unique(indices)) != len(indices) or (indices < 0).any():
+            raise ValueError("particles must hold one index for each type, each once and none negative")
+        self.register_buffer("particles", torch.from_numpy(indices))
+        self.num_particles: int = len(types) if num_particles is None else int(num_particles)
+        if indices.size and indices.max() >= self.num_particles:
+            raise ValueError(f"particles holds the index {indices.max()}, there are {self.num_particles} particles")
+        self.default_box_is_wrong: bool = expected_box is not None and not np.allclose(expected_box, OPENMM_DEFAULT_BOX)
+        self.register_buffer("default_box", torch.from_numpy(OPENMM_DEFAULT_BOX))
+        self.kset_is_fixed: bool = kset_box is not None
+        kset_cell = np.zeros((3, 3)) if kset_box is None else NM_TO_ANGSTROM * kset_box
+        self.register_buffer("kset_cell", torch.from_numpy(kset_cell))
+        Planner(model, kspace, accuracy)  # raises if an option is out of range
+
+    def forward(self, positions: Tensor, boxvectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        """Potential energy and forces of one configuration.
+
+        Parameters
+        ----------
+        positions : [N, 3] nm, of all particles; need not lie inside the box.
+        boxvectors : [3, 3] nm, rows are box vectors; None if and only if the system is isolated.
+
+        Returns
+        -------
+        energy [] float64, kJ/mol; forces [N, 3], kJ/mol/nm, zero for particles that the model does not see. The forces
+        have the precision of ``positions`` (on CUDA, TorchForce would otherwise read freed memory).
+
+        Raises
+        ------
+        ValueError : a box for an isolated system or none for a periodic one; positions, energy or forces that are not
+            finite; a singular box.
+        """
+        if self.periodic != (boxvectors is not None):
+            raise ValueError("TorchForce must use periodic boundary conditions if and only if the module does")
+        # TorchForce freezes this module, and freezing takes every detach() out of it: model.forward would then
+        # differentiate the potential with respect to the charges once more and return wrong forces. Hence the calls of
+        # its parts, and .data, which freezing leaves alone.
+        places = positions.data.to(torch.float64) * self.nm
+        if places.size(0) != self.num_particles:
+            raise ValueError(
+                f"this LESForce was made for {self.num_particles} particles, the System has {places.size(0)}: topology "
+                "and System must describe the same particles"
+            )
+        if not self.all_particles:
+            places = places.index_select(0, self.particles)
+        cell = torch.zeros([3, 3], dtype=torch.float64, device=places.device)
+        bounds = torch.zeros([2, 3], dtype=torch.float64, device=places.device)
+        if boxvectors is not None:
+            box = boxvectors.data.to(torch.float64)
+            if self.default_box_is_wrong and torch.equal(box, self.default_box):
+                raise ValueError(
+                    "the System still has OpenMM's default box (2 nm cube), the topology another: call "
+                    "system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors()) before the Context is "
+                    "created, or context.setPeriodicBoxVectors(...)"
+                )
+            cell = box * self.nm
+        elif places.size(0) > 0:
+            # as Planner.plan
+            lowest, highest = places.amin(0) / self.bounds_step, places.amax(0) / self.bounds_step
+            bounds = self.bounds_step * torch.stack([lowest.floor(), highest.ceil()])
+        edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
+        vectors = edge_vectors.data.requires_grad_(True)
+        energies, charge = self.model.short_range(vectors, edge_index, self.types)
+        total = energies.sum()
+        energy = total.data
+        forces = torch.zeros_like(places)
+        if self.has_long_range:
+            charges = charge.data
+            kset_cell = self.kset_cell if self.kset_is_fixed else cell
+            plan = self.model.plan(cell, kset_cell, bounds, places.size(0), self.kspace, self.accuracy, False)
+            field, _ = self.model.solve(self.model.spread(places, charges, plan), plan)
+            potential, forces, _ = self.model.gather(field, places, charges, plan)
+            energy = energy + 0.5 * (charges * potential).sum()
+            total = total + (charge * potential).sum()
+        if vectors.size(0) > 0:
+            gradient = torch.autograd.grad([total], [vectors])[0]
+            assert gradient is not None
+            forces = forces.index_add(0, edge_index[0], gradient).index_add(0, edge_index[1], -gradient)
+        energy = energy * self.ev
+        forces = forces * (self.ev * self.nm)
+        if not bool((torch.isfinite(energy) & torch.isfinite(forces).all()).item()):
+            raise ValueError(
+                "the model's energy or forces are not finite: check the positions for atoms on top of each other"
+            )
+        if not self.all_particles:
+            forces = torch.zeros_like(positions, dtype=torch.float64).index_copy(0, self.particles, forces)
+        return energy.data, forces.data.to(positions.dtype).contiguous()
+
+
+def configure_executor() -> None:
+    """Switch off, in this process, TorchScript's specialisation of code to the tensors of its first runs.
+
+    It is for tensors of few shapes. Here the number of edges changes at every step: specialised code takes a quarter
+    more time on a CPU, its compilation another second or two at the second step, and the first step differs from all
+    later ones by rounding. There is no way to switch it off for one module.
+    """
+    torch.jit.set_fusion_strategy([("DYNAMIC", 0)])
