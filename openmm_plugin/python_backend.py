@@ -62,6 +62,9 @@ class Computation:
             "accuracy": accuracy,
         }
         self._particles = None if particles is None else np.array(particles, dtype=np.int64)
+        # OpenMM 8.5 crashes in the first evaluation unless one of these has set up its use of numpy, as happens where a
+        # new process only loads a checkpoint.
+        openmm.Continuous1DFunction([0.0, 0.0], 0.0, 1.0)
         # OpenMM lets go of the interpreter while it integrates: Contexts may be run by several threads.
         self._lock = threading.RLock()
         self._evaluator: PotentialEvaluator | None = None
