@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mdtraj
 import numpy as np
-import openmm
 import pytest
-from openmm import app
 
-from les_md.openmm.units import EV_TO_KJ_PER_MOL
+openmm = pytest.importorskip("openmm", reason="needs OpenMM (pip install 'les_md[openmm]')")
+mdtraj = pytest.importorskip("mdtraj", reason="needs mdtraj (pip install 'les_md[examples]')")
+
+from openmm import app  # noqa: E402
+
+from les_md.openmm.units import EV_TO_KJ_PER_MOL  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 WATER, ALANINE = EXAMPLES / "bulk_water", EXAMPLES / "alanine_dipeptide"
@@ -92,7 +94,7 @@ def test_alanine_dipeptide_goes_on_in_lammps(peptide, tmp_path):
     assert temperature == pytest.approx(2.0 * kinetic / (0.00831446261815324 * (degrees - 3)), rel=1e-5)
 
 
-def context_of(folder: Path) -> tuple[openmm.Context, int]:
+def context_of(folder: Path) -> tuple:
     """A Context in the last state of a run, and the number of coordinates."""
     sys.path.insert(0, str(ALANINE))
     try:

@@ -85,13 +85,12 @@ def test_energy_is_conserved(models, les_force):
     context.setVelocitiesToTemperature(300.0, 1)
     context.getIntegrator().step(400)
     equilibrated = context.getState(positions=True, velocities=True)
-    timestep = 0.000125
-    integrator = openmm.VerletIntegrator(timestep)
+    integrator = openmm.VerletIntegrator(0.000125)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("CPU"))
     context.setPositions(equilibrated.getPositions())
     context.setVelocities(equilibrated.getVelocities())
     times, totals, potentials = [], [], []
-    for _ in range(480):
+    for _ in range(320):
         integrator.step(10)
         potential, total = energies_of(context)
         times.append(context.getTime().value_in_unit(unit.picosecond))
