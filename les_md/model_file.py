@@ -69,11 +69,13 @@ class ExportedModel:
 
 def write(path: str | Path, module: torch.jit.ScriptModule, metadata: dict) -> None:
     """Write an exported file so that a reader sees the whole file or none."""
+    # By way of memory: torch puts the name of a file that it writes to into the archive, and that one is temporary.
+    content = module.save_to_buffer(_extra_files={METADATA_NAME: json.dumps(metadata, indent=1)})
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(descriptor)
     try:
-        module.save(temporary, _extra_files={METADATA_NAME: json.dumps(metadata, indent=1)})
+        Path(temporary).write_bytes(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,16 +252,26 @@ class TestModelFile:
         with pytest.raises(ModelFileError, match=message):
             load(tmp_path / "changed.pt")
 
-    def test_nothing_half_written(self, tmp_path):
-        class Unwritable:
-            def save(self, path, _extra_files):
-                with open(path, "w") as file:
-                    file.write("half")
-                raise KeyboardInterrupt
+    def test_nothing_half_written(self, tmp_path, monkeypatch):
+        class Module:
+            def save_to_buffer(self, _extra_files):
+                return b"whole"
 
+        def interrupted(path, content):
+            with open(path, "wb") as file:
+                file.write(content[:2])
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "write_bytes", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path / "out.pt", Unwritable(), {})
+            write(tmp_path / "out.pt", Module(), {})
         assert list(tmp_path.iterdir()) == []
+
+    def test_same_model_same_file(self, checkpoint, tmp_path):
+        """No name of a temporary file is left in the archive."""
+        first, second = (export(checkpoint, tmp_path / name).path for name in ("one.pt", "two.pt"))
+        with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as two:
+            assert {name.split("/")[0] for name in one.namelist()} == {name.split("/")[0] for name in two.namelist()}
 
     def test_metadata_is_a_file_in_the_archive(self, checkpoint, tmp_path):
         path = export(checkpoint, tmp_path / "out.pt").path

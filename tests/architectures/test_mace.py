@@ -159,7 +159,9 @@ def unoptimised_torchscript():
 
 
 def inputs(trained, atoms: ase.Atoms, skin: float = 0.5) -> tuple[torch.Tensor, ...]:
-    index, vectors = NeighborList(trained.cutoff, skin).compute(atoms.positions, atoms.cell.array, atoms.pbc)
+    """Arguments of the exported module; edges up to ``skin`` Å beyond the cutoff are among them."""
+    pairs = NeighborList(trained.cutoff + skin, skin=0.0)
+    index, vectors = pairs.compute(atoms.positions, atoms.cell.array, atoms.pbc)
     kinds = torch.tensor([trained.atomic_numbers.index(z) for z in atoms.numbers])
     cell = torch.tensor(atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3)))
     return torch.tensor(vectors), torch.tensor(index), kinds, torch.tensor(atoms.positions), cell
