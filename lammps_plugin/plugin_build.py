@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from les_md.cache import cache_directory
+
 SOURCES = ("les_model.cpp", "pair_mliap_les.cpp", "plugin.cpp", "unique_atom_graph.cpp")
 HEADERS = ("les_model.h", "pair_mliap_les.h", "plugin_interface.h", "unique_atom_graph.h")
 LIBRARY = "lesplugin.so"  # LAMMPS loads every file named *plugin.so
@@ -153,13 +155,6 @@ def status() -> dict[str, str]:
         "mpi": str(toolchain.mpi_include),
         "cache": str(cache_directory()),
     }
-
-
-def cache_directory() -> Path:
-    if os.environ.get("LES_MD_CACHE"):
-        return Path(os.environ["LES_MD_CACHE"]).expanduser().resolve()
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser().resolve() / "les_md"
 
 
 def find_toolchain() -> Toolchain:

@@ -104,7 +104,6 @@ class LESForce:
 
     #: Why the backend was chosen.
     _reason = "asked for"
-    _openmm_takes_subsets = False
     _default_device: str | None = None
 
     def __new__(cls, *args, backend: str = "auto", device: str | None = None, **kwargs):
@@ -148,16 +147,13 @@ class LESForce:
         self.model = model
         self.atoms = chosen
         self.num_particles = len(numbers)
-        # OpenMM hands over the positions of a subset only, if asked to, but reads beyond its arrays where the System
-        # has fewer particles: only for a System that was checked. Otherwise the subset is taken from all positions.
-        subset_by_openmm = self._openmm_takes_subsets and atoms is not None and system is not None
         #: Evaluates the model outside of a Context, see ``LESReporter``.
         self.computation = Computation(
             model_bytes=model.content,
             model_name=model.path.name,
             atomic_numbers=tuple(numbers[index] for index in chosen),
-            num_particles=len(chosen) if subset_by_openmm else len(numbers),
-            particles=None if atoms is None or subset_by_openmm else chosen,
+            num_particles=len(numbers),
+            particles=None if atoms is None else chosen,
             periodic=self.periodic,
             expected_box=expected_box,
             kset_box=expected_box if kset == "fixed" else None,
@@ -166,7 +162,7 @@ class LESForce:
             accuracy=accuracy,
             model=self.model,
         )
-        self._create(chosen if subset_by_openmm else ())
+        self._create()
         self.setUsesPeriodicBoundaryConditions(self.periodic)
         self.setForceGroup(force_group)
         self.setName("LESForce")
@@ -176,23 +172,21 @@ class LESForce:
         """What evaluates the model, on which device, and why it was chosen."""
         raise NotImplementedError
 
-    def _create(self, particles: tuple[int, ...]) -> None:
-        """Initialise the Force of OpenMM, which hands over the positions of ``particles`` only (of all, if empty)."""
+    def _create(self) -> None:
+        """Initialise the Force of OpenMM."""
         raise NotImplementedError
 
 
 class PythonLESForce(LESForce, openmm.PythonForce):
     """LESForce by OpenMM's PythonForce; made by ``LESForce(..., backend="python")``."""
 
-    _openmm_takes_subsets = hasattr(openmm.PythonForce, "setParticles")  # since OpenMM 8.6
-
     def describe_backend(self) -> str:
         return f"LESForce: {self.model.path.name} by PythonForce on {self.model.device} ({self._reason})"
 
-    def _create(self, particles: tuple[int, ...]) -> None:
+    def _create(self) -> None:
+        # Not PythonForce's own subsets of particles: OpenMM does not compare them with the System's number of
+        # particles, and reads beyond its arrays where that is smaller.
         openmm.PythonForce.__init__(self, self.computation)
-        if particles:
-            self.setParticles(particles)
 
 
 def _choose_backend(backend: str, device: str | None) -> tuple[type[LESForce], str]:

@@ -24,8 +24,7 @@ class Computation:
     ----------
     model_bytes : content of the exported file.  model_name : its name, for messages.
     atomic_numbers : of the atoms that the model acts on.
-    num_particles, particles : if given, States hold this many particles, of which those with the indices ``particles``
-        [n] are the model's atoms. Without, States hold the model's atoms only.
+    num_particles : of the System.  particles : indices [n] of the model's atoms among them; None for all.
     periodic : whether the State's box is used.
     expected_box : [3, 3] nm or None; an untouched default box of OpenMM is refused if this differs from it.
     kset_box : [3, 3] nm, the box whose set of wave vectors is kept; None for that of the State's box.

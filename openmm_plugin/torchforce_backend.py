@@ -76,7 +76,7 @@ def torchforce_class() -> type[LESForce]:
         def __reduce__(self):
             return _from_xml, (openmm.XmlSerializer.serialize(self),)
 
-        def _create(self, particles: tuple[int, ...]) -> None:
+        def _create(self) -> None:
             settings = self.computation.settings
             module = TorchForceModule(
                 self.model,

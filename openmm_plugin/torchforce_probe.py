@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from les_md.cache import cache_directory
+
 logger = logging.getLogger("les_md.openmm")
 
 #: What the released wheels are built for. Others import and evaluate, and crash later: OpenMM 8.6 changed the layout
@@ -48,7 +50,7 @@ def probe(timeout: float = 120.0, use_cache: bool = True) -> ProbeResult:
 
 @functools.cache
 def _probe_once(timeout: float) -> ProbeResult:
-    file = _cache_directory() / f"torchforce-{_installation_key()}.json"
+    file = cache_directory() / f"torchforce-{_installation_key()}.json"
     try:
         return ProbeResult(**json.loads(file.read_text()))
     except FileNotFoundError:
@@ -131,12 +133,6 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "of unknown version"
-
-
-def _cache_directory() -> Path:
-    if os.environ.get("LES_MD_CACHE"):
-        return Path(os.environ["LES_MD_CACHE"]).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().resolve() / "les_md"
 
 
 def _installation_key() -> str:

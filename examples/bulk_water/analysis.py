@@ -58,6 +58,18 @@ def plot(r: np.ndarray, distributions: dict[str, np.ndarray], path: Path) -> Non
     plt.close(figure)
 
 
+def write_distributions(r: np.ndarray, distributions: dict[str, np.ndarray], path: Path) -> None:
+    """CSV file of r (Å) and the distribution functions."""
+    np.savetxt(
+        path,
+        np.column_stack([r, *distributions.values()]),
+        delimiter=",",
+        header="r_angstrom," + ",".join(f"g_{pair}" for pair in distributions),
+        comments="",
+        fmt="%.5f",
+    )
+
+
 def broken_bonds(trajectory: mdtraj.Trajectory, longest: float = 1.3) -> int:
     """Hydrogens that are, in any frame, further than ``longest`` Å from the oxygen they were bonded to at the start."""
     oxygens, hydrogens = trajectory.topology.select("element O"), trajectory.topology.select("element H")
@@ -81,14 +93,7 @@ def summarise(folder: Path, data: Path) -> str:
     equilibrated = trajectory[len(trajectory) // 5 :]
     r, distributions = radial_distributions(equilibrated)
     plot(r, distributions, folder / "rdf.png")
-    np.savetxt(
-        folder / "rdf.csv",
-        np.column_stack([r, *distributions.values()]),
-        delimiter=",",
-        header="r_angstrom," + ",".join(f"g_{pair}" for pair in distributions),
-        comments="",
-        fmt="%.5f",
-    )
+    write_distributions(r, distributions, folder / "rdf.csv")
     log = {key: np.array(values) for key, values in runs[-1].items()}
     time, conserved = log["Time"], log["Econserve"] / trajectory.n_atoms
     tail = slice(len(time) // 5, None)

@@ -10,7 +10,7 @@ import ase.io
 import mdtraj
 import numpy as np
 import openmm
-from analysis import broken_bonds, first_peak, plot, radial_distributions
+from analysis import broken_bonds, first_peak, plot, radial_distributions, write_distributions
 from openmm import app, unit
 from tqdm import tqdm
 
@@ -80,14 +80,7 @@ def summarise(folder: Path) -> str:
     equilibrated = trajectory[len(trajectory) // 5 :]
     r, distributions = radial_distributions(equilibrated)
     plot(r, distributions, folder / "rdf.png")
-    np.savetxt(
-        folder / "rdf.csv",
-        np.column_stack([r, *distributions.values()]),
-        delimiter=",",
-        header="r_angstrom," + ",".join(f"g_{pair}" for pair in distributions),
-        comments="",
-        fmt="%.5f",
-    )
+    write_distributions(r, distributions, folder / "rdf.csv")
     log = np.genfromtxt(folder / "log.csv", delimiter=",", names=True, deletechars="")
     les = np.genfromtxt(folder / "les.csv", delimiter=",", names=True, deletechars="")
     tail = slice(len(log) // 5, None)
