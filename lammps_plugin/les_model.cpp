@@ -25,7 +25,7 @@ namespace les_md {
 using LAMMPS_NS::json;
 using torch::Tensor;
 
-static constexpr int supported_format = 2;
+static constexpr int supported_format = 3;
 static constexpr const char *metadata_name = "les_md.json";
 
 // Own nodes evaluated at a time where there is no message passing: larger tensors leave the processor's cache.
@@ -36,13 +36,14 @@ struct LESModel::Script {
   torch::Device device{torch::kCPU};
   torch::jit::IValue plan;
 
-  // A part of the graph in the forward pass, with its tape: own nodes and edges from first to before last
+  // A part of the graph: own nodes and edges from first to before last; arguments and results of "evaluate"
   struct Block {
     int64_t first_node, last_node, first_edge, last_edge;
-    Tensor vectors, energy, charge;
+    Tensor vectors, edge_index, types, energy, charge;
+    torch::jit::IValue state;
   };
   std::vector<Block> blocks;
-  Tensor charge;    // of all own nodes, without tape
+  Tensor charge;    // of all own nodes
 
   torch::jit::IValue call(const char *method, std::vector<torch::jit::IValue> arguments)
   {
@@ -210,7 +211,7 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
     throw std::runtime_error("'" + path + "' holds damaged metadata in " + metadata_name + ": " + error.what());
   }
 
-  std::vector<std::string> methods{"short_range"};
+  std::vector<std::string> methods{"evaluate", "pull_back"};
   if (info_.long_range) methods.insert(methods.end(), {"plan", "describe", "spread", "solve", "gather"});
   for (const auto &method : methods)
     if (!script_->module.find_method(method))
@@ -274,7 +275,7 @@ void LESModel::make_blocks(const Graph &graph)
   const int64_t size = info_.num_layers == 1 ? nodes_per_block : std::max<int64_t>(own, 1);
   int64_t edge = 0;
   for (int64_t first = 0; first < own; first += size) {
-    Script::Block block{first, std::min(first + size, own), edge, edges, {}, {}, {}};
+    Script::Block block{first, std::min(first + size, own), edge, edges, {}, {}, {}, {}, {}, {}};
     if (block.last_node < own)    // the edges of the last block may start at nodes of other processes too
       while (edge < edges && graph.centre[edge] < block.last_node) ++edge;
     else
@@ -319,15 +320,17 @@ void LESModel::forward_block(const Graph &graph, size_t number)
       block_node_[members[k]] = -1;
     }
   }
-  // A copy: the tape outlives this call, the engine's memory need not.
+  // A copy: it is needed once more for the derivative.
   block.vectors = torch::from_blob(const_cast<double *>(graph.vectors.data()) + 3 * block.first_edge, {edges, 3},
                                    torch::kFloat64)
                       .clone()
-                      .to(device)
-                      .requires_grad_(true);
-  const auto network = script_->call("short_range", {block.vectors, edge_index.to(device), types.to(device)}).toTuple();
+                      .to(device);
+  block.edge_index = edge_index.to(device);
+  block.types = script_->blocks.size() == 1 ? types.clone().to(device) : types.to(device);
+  const auto network = script_->call("evaluate", {block.vectors, block.edge_index, block.types}).toTuple();
   block.energy = network->elements()[0].toTensor().narrow(0, 0, own);
   block.charge = network->elements()[1].toTensor().narrow(0, 0, own);
+  block.state = network->elements()[2];
 }
 
 void LESModel::forward(const Graph &graph)
@@ -340,7 +343,7 @@ void LESModel::forward(const Graph &graph)
     make_blocks(graph);
     for (size_t k = 0; k < script_->blocks.size(); ++k) forward_block(graph, k);
     std::vector<Tensor> charges{torch::zeros({0, info_.n_q}, torch::TensorOptions(torch::kFloat64).device(device))};
-    for (const auto &block : script_->blocks) charges.push_back(block.charge.detach());
+    for (const auto &block : script_->blocks) charges.push_back(block.charge);
     script_->charge = torch::cat(charges);
     times.forward += clock.lap();
 
@@ -389,16 +392,17 @@ void LESModel::backward(const Graph &graph, Evaluation &out)
     copy_out(script_->charge, out.charge.data());
     for (auto &block : script_->blocks) {
       // dE/d(edge vector) of the own nodes' energy: cotangent 1 for their energies, the potential for their charges
-      std::vector<Tensor> outputs{block.energy}, cotangents{torch::ones_like(block.energy)};
-      if (potential.defined() && block.charge.requires_grad()) {
-        outputs.push_back(block.charge);
-        cotangents.push_back(potential.narrow(0, block.first_node, block.last_node - block.first_node));
-      }
       copy_out(block.energy, out.short_range_energy.data() + block.first_node);
-      if (block.last_edge > block.first_edge && block.energy.requires_grad()) {
-        const Tensor gradient =
-            torch::autograd::grad(outputs, {block.vectors}, cotangents, c10::nullopt, false, true)[0];
-        if (gradient.defined()) copy_out(gradient, out.edge_gradient.data() + 3 * block.first_edge);
+      if (block.last_edge > block.first_edge) {
+        const int64_t size = block.last_node - block.first_node, nodes = block.types.size(0);
+        const Tensor energy_cotangent = torch::zeros({nodes}, block.energy.options());
+        const Tensor charge_cotangent = torch::zeros({nodes, info_.n_q}, block.energy.options());
+        energy_cotangent.narrow(0, 0, size).fill_(1.0);
+        if (potential.defined())
+          charge_cotangent.narrow(0, 0, size).copy_(potential.narrow(0, block.first_node, size));
+        const auto gradient = script_->call("pull_back", {block.vectors, block.edge_index, block.types, block.state,
+                                                          energy_cotangent, charge_cotangent});
+        copy_out(gradient.toTensor(), out.edge_gradient.data() + 3 * block.first_edge);
       }
       block = {};    // its memory serves the next one
     }

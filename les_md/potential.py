@@ -1,8 +1,8 @@
 """The exported module: one TorchScript file that holds all physics of a model.
 
-Engines hand over neighbours and box, call ``short_range``, ``spread``, ``solve``, ``gather`` (with a ``plan`` of the
-long-range sum for the present box), pull the potential back through the network, and put energy, forces, virial and
-charges where they belong. ``forward`` does exactly this for one process.
+Engines hand over neighbours and box, call ``evaluate``, ``spread``, ``solve``, ``gather`` (with a ``plan`` of the
+long-range sum for the present box) and ``pull_back`` with the potential, and put energy, forces, virial and charges
+where they belong. ``forward`` does exactly this for one process.
 
 The split rule: with φ = ∂E_lr/∂q, one vector–Jacobian product of (energy, charge) with the cotangents (1, φ) gives the
 derivative of the whole energy with respect to the edge vectors; the long-range part adds its explicit forces and strain
@@ -11,7 +11,7 @@ derivative. The network never sees positions or cell, the long-range solver neve
 
 from __future__ import annotations
 
-from typing import Dict, Optional  # noqa: UP035  (TorchScript knows only these)
+from typing import Dict, List, Optional  # noqa: UP035  (TorchScript knows only these)
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from torch import Tensor
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.electrostatics.response import born_effective_charges, polarisation_cotangents
+from les_md.layered_evaluation import LayeredEvaluation, WholeEvaluation
 
 #: Version of the exported file's contract; a reader refuses any other. 2: long-range sums follow a plan.
-FORMAT_VERSION = 2
+#: 3: ``evaluate`` and ``pull_back``.
+FORMAT_VERSION = 3
 
 
 class LESPotential(torch.nn.Module):
@@ -29,7 +31,8 @@ class LESPotential(torch.nn.Module):
 
     Parameters
     ----------
-    network : scripts; ``network(edge_vectors, edge_index, types) -> (energy [N], charge [N, n_q])``.
+    network : scripts; ``network(edge_vectors, edge_index, types) -> (energy [N], charge [N, n_q])``, and perhaps
+        layers: see ``architectures.registry.TrainedModel``.
     reference_energies : [number of types] float64, eV; added to the network's energies in float64.
     long_range : parameters of the long-range energy; None for a short-range model (n_q = 0).
     num_charges : n_q.
@@ -48,6 +51,7 @@ class LESPotential(torch.nn.Module):
         if (long_range is None) != (num_charges == 0):
             raise ValueError("a model has long-range parameters if and only if it has charges")
         self.network = network
+        self.evaluation = LayeredEvaluation(network) if hasattr(network, "layer") else WholeEvaluation(network)
         self.register_buffer("reference_energies", reference_energies.to(torch.float64))
         self.has_long_range: bool = long_range is not None
         self.long_range = LatentEwald(long_range or LongRangeParameters())
@@ -68,6 +72,32 @@ class LESPotential(torch.nn.Module):
         """
         energy, charge = self.network(edge_vectors, edge_index, types)
         return energy.to(torch.float64) + self.reference_energies[types], self.charge_sign * charge.to(torch.float64)
+
+    @torch.jit.export
+    def evaluate(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor, List[Tensor]]:  # noqa: UP006
+        """``short_range`` without a tape, and what ``pull_back`` needs to know of it."""
+        energy, charge, state = self.evaluation(edge_vectors, edge_index, types)
+        energy = energy.to(torch.float64) + self.reference_energies[types]
+        return energy, self.charge_sign * charge.to(torch.float64), state
+
+    @torch.jit.export
+    def pull_back(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        state: List[Tensor],  # noqa: UP006
+        energy_cotangent: Tensor,
+        charge_cotangent: Tensor,
+    ) -> Tensor:
+        """Vector–Jacobian product of (energy, charge) on the edge vectors, [E, 3] float64, eV/Å.
+
+        Parameters: those of ``evaluate`` and the state that it returned; ``energy_cotangent`` [N],
+        ``charge_cotangent`` [N, n_q], float64.
+        """
+        return self.evaluation.pull_back(
+            edge_vectors, edge_index, types, state, energy_cotangent, self.charge_sign * charge_cotangent
+        )
 
     @torch.jit.export
     def plan(
@@ -134,10 +164,8 @@ class LESPotential(torch.nn.Module):
         ``energies``, ``long_range_energies`` [N] eV (per atom; the first includes the second), ``charges`` [N, n_q] e,
         ``forces`` [N, 3] eV/Å, ``strain_derivative`` [3, 3] eV (dE/dε; divide by the volume for the stress).
         """
-        vectors = edge_vectors.detach().requires_grad_(True)
-        energy, charge = self.short_range(vectors, edge_index, types)
-        charges = charge.detach()
-        long_range_energies = torch.zeros_like(energy.detach())
+        energy, charges, state = self.evaluate(edge_vectors, edge_index, types)
+        long_range_energies = torch.zeros_like(energy)
         potential = torch.zeros_like(charges)
         forces = torch.zeros_like(positions)
         strain_derivative = torch.zeros([3, 3], dtype=positions.dtype, device=positions.device)
@@ -145,13 +173,13 @@ class LESPotential(torch.nn.Module):
             long_range_energies, potential, forces, strain_derivative = self.long_range(
                 positions.detach(), charges, plan
             )
-        pair_gradient = self._pull_back(vectors, energy, charge, torch.ones_like(energy), potential)
+        pair_gradient = self.pull_back(edge_vectors, edge_index, types, state, torch.ones_like(energy), potential)
         forces = forces.index_add(0, edge_index[0], pair_gradient).index_add(0, edge_index[1], -pair_gradient)
-        strain = torch.matmul(vectors.detach().transpose(0, 1), pair_gradient)
+        strain = torch.matmul(edge_vectors.transpose(0, 1), pair_gradient)
         # The energy is invariant under rotations, so only rounding makes this unsymmetric.
         strain_derivative = strain_derivative + 0.5 * (strain + strain.transpose(0, 1))
         return {
-            "energies": energy.detach() + long_range_energies,
+            "energies": energy + long_range_energies,
             "long_range_energies": long_range_energies,
             "charges": charges,
             "forces": forces,
@@ -166,8 +194,7 @@ class LESPotential(torch.nn.Module):
 
         Costs one forward and six (isolated: three) backward passes of the network.
         """
-        vectors = edge_vectors.detach().requires_grad_(True)
-        energy, charge = self.short_range(vectors, edge_index, types)
+        energy, charge, state = self.evaluate(edge_vectors, edge_index, types)
         isolated = self.long_range.is_isolated(cell)
         remove_mean = self.long_range.remove_mean
         weights = polarisation_cotangents(positions, cell, isolated, remove_mean)
@@ -176,21 +203,10 @@ class LESPotential(torch.nn.Module):
         )
         for direction in range(weights.size(0)):
             cotangent = weights[direction][:, None].expand_as(charge).contiguous()
-            gradient = self._pull_back(vectors, energy, charge, torch.zeros_like(energy), cotangent)
+            gradient = self.pull_back(edge_vectors, edge_index, types, state, torch.zeros_like(energy), cotangent)
             pulled_back[direction] = (
                 pulled_back[direction].index_add(0, edge_index[1], gradient).index_add(0, edge_index[0], -gradient)
             )
         return born_effective_charges(
-            charge.detach(), pulled_back, positions, cell, isolated, remove_mean, self.long_range.epsilon_factor
+            charge, pulled_back, positions, cell, isolated, remove_mean, self.long_range.epsilon_factor
         )
-
-    def _pull_back(
-        self, vectors: Tensor, energy: Tensor, charge: Tensor, energy_cotangent: Tensor, charge_cotangent: Tensor
-    ) -> Tensor:
-        """Vector–Jacobian product of (energy, charge) on the edge vectors, [E, 3]; keeps the graph."""
-        if vectors.size(0) == 0:
-            return torch.zeros_like(vectors)
-        total = (energy * energy_cotangent).sum() + (charge * charge_cotangent).sum()
-        gradient = torch.autograd.grad([total], [vectors], retain_graph=True)[0]
-        assert gradient is not None
-        return gradient

@@ -99,9 +99,7 @@ class TorchForceModule(torch.nn.Module):
         """
         if self.periodic != (boxvectors is not None):
             raise ValueError("TorchForce must use periodic boundary conditions if and only if the module does")
-        # TorchForce freezes this module, and freezing takes every detach() out of it: model.forward would then
-        # differentiate the potential with respect to the charges once more and return wrong forces. Hence the calls of
-        # its parts, and .data, which freezing leaves alone.
+        # TorchForce freezes this module, and freezing takes every detach() out of it: hence .data, which it leaves alone.
         places = positions.data.to(torch.float64) * self.nm
         if places.size(0) != self.num_particles:
             raise ValueError(
@@ -126,22 +124,19 @@ class TorchForceModule(torch.nn.Module):
             lowest, highest = places.amin(0) / self.bounds_step, places.amax(0) / self.bounds_step
             bounds = self.bounds_step * torch.stack([lowest.floor(), highest.ceil()])
         edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
-        vectors = edge_vectors.data.requires_grad_(True)
-        energies, charge = self.model.short_range(vectors, edge_index, self.types)
-        total = energies.sum()
-        energy = total.data
+        energies, charges, state = self.model.evaluate(edge_vectors, edge_index, self.types)
+        energy = energies.sum()
+        potential = torch.zeros_like(charges)
         forces = torch.zeros_like(places)
         if self.has_long_range:
-            charges = charge.data
             kset_cell = self.kset_cell if self.kset_is_fixed else cell
             plan = self.model.plan(cell, kset_cell, bounds, places.size(0), self.kspace, self.accuracy, False)
             field, _ = self.model.solve(self.model.spread(places, charges, plan), plan)
             potential, forces, _ = self.model.gather(field, places, charges, plan)
             energy = energy + 0.5 * (charges * potential).sum()
-            total = total + (charge * potential).sum()
-        if vectors.size(0) > 0:
-            gradient = torch.autograd.grad([total], [vectors])[0]
-            assert gradient is not None
+        if edge_vectors.size(0) > 0:
+            ones = torch.ones_like(energies)
+            gradient = self.model.pull_back(edge_vectors, edge_index, self.types, state, ones, potential)
             forces = forces.index_add(0, edge_index[0], gradient).index_add(0, edge_index[1], -gradient)
         energy = energy * self.ev
         forces = forces * (self.ev * self.nm)

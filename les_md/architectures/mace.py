@@ -70,6 +70,7 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
 
     # Imports e3nn and mace, which are there: the checkpoint is made of them.
     from les_md.architectures.e3nn_code import generate_code
+    from les_md.architectures.mace_network import MACENetwork
 
     stored_dtype = model.r_max.dtype
     generate_code(model)
@@ -96,113 +97,6 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
         original_description=_ORIGINAL,
         script=_script,
     )
-
-
-class MACENetwork(torch.nn.Module):
-    """Short-range energies and latent charges of one head, over edge vectors.
-
-    Takes over the modules of ``model`` and changes them: what other heads need is lost.
-    """
-
-    def __init__(self, model: torch.nn.Module, head: int) -> None:
-        super().__init__()
-        self.head = head
-        self.cutoff = float(model.r_max)
-        self.num_elements = len(model.atomic_numbers)
-        self.register_buffer("atomic_numbers", model.atomic_numbers)
-        self.node_embedding = model.node_embedding
-        self.spherical_harmonics = model.spherical_harmonics
-        self.radial_embedding = model.radial_embedding
-        self.interactions = model.interactions
-        self.products = model.products
-        self.readouts = model.readouts
-        self.charge_readouts = model._modules.get("les_readouts", torch.nn.ModuleList())
-        self.num_charges = 1 if len(self.charge_readouts) else 0
-        # A single readout reads the last layer; otherwise each layer has its own.
-        count, layers = len(model.readouts), len(model.interactions)
-        self.readout_layers: list[int] = [layers - 1] if count == 1 else list(range(count))
-        for readout in (*self.readouts, *self.charge_readouts):
-            _keep_one_head(readout, head)
-        self.has_repulsion = hasattr(model, "pair_repulsion")
-        self.repulsion = PairRepulsion(model.pair_repulsion_fn if self.has_repulsion else None, model.atomic_numbers)
-        scale = torch.atleast_1d(model.scale_shift.scale) if hasattr(model, "scale_shift") else torch.ones(1)
-        self.register_buffer("scale", scale[head if len(scale) > 1 else 0].clone())
-
-    def forward(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [N] (without reference energies) and charge [N, n_q], in the network's dtype.
-
-        Parameters: ``edge_vectors`` [E, 3] Å from centre to neighbour, ``edge_index`` [2, E] (centre, neighbour),
-        ``types`` [N].
-        """
-        # The pair repulsion has a range of its own, which may be longer; and edges that do nothing still cost time.
-        within = torch.linalg.vector_norm(edge_vectors.detach(), dim=1) < self.cutoff
-        edges = within.nonzero()[:, 0]
-        # MACE sends from neighbour to centre, along the vector from the sender to the receiver.
-        vectors = -edge_vectors.index_select(0, edges).to(self.scale.dtype)
-        edge_index = edge_index.index_select(1, edges).flip(0)
-        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-
-        node_attributes = torch.nn.functional.one_hot(types, self.num_elements).to(vectors.dtype)
-        node_features = self.node_embedding(node_attributes)
-        edge_attributes = self.spherical_harmonics(vectors)
-        edge_features, cutoff = self.radial_embedding(lengths, node_attributes, edge_index, self.atomic_numbers)
-        layers: list[Tensor] = []
-        for interaction, product in zip(self.interactions, self.products):  # noqa: B905  (TorchScript has no strict)
-            message, self_connection = interaction(
-                node_attrs=node_attributes,
-                node_feats=node_features,
-                edge_attrs=edge_attributes,
-                edge_feats=edge_features,
-                edge_index=edge_index,
-                cutoff=cutoff,
-            )
-            node_features = product(node_feats=message, sc=self_connection, node_attrs=node_attributes)
-            layers.append(node_features)
-
-        energy = vectors.new_zeros(types.size(0))
-        for i, readout in enumerate(self.readouts):
-            energy = energy + readout(layers[self.readout_layers[i]])[:, self.head]
-        if self.has_repulsion:
-            energy = energy + self.repulsion(lengths[:, 0], edge_index, types)
-        charge = vectors.new_zeros((types.size(0), self.num_charges))
-        for i, readout in enumerate(self.charge_readouts):
-            charge = charge + readout(layers[self.readout_layers[i]])[:, self.head].unsqueeze(1)
-        return self.scale * energy, charge
-
-
-class PairRepulsion(torch.nn.Module):
-    """Ziegler–Biersack–Littmark repulsion under a polynomial cutoff at the sum of the covalent radii.
-
-    With the constants of MACE's ``ZBLBasis`` (zeros without one), whose own code rounds one to torch's default dtype.
-    """
-
-    def __init__(self, basis: torch.nn.Module | None, atomic_numbers: Tensor) -> None:
-        super().__init__()
-        z = atomic_numbers.double()
-        if basis is None:
-            power, radii, screening, factor, exponent = torch.ones_like(z), torch.ones_like(z), torch.zeros(4), 1.0, 6
-        else:
-            power = z ** float(basis.a_exp)
-            radii = basis.covalent_radii[atomic_numbers].double()
-            screening, factor, exponent = basis.c, 0.529 * float(basis.a_prefactor), int(basis.p)
-        self.exponent: int = exponent
-        self.register_buffer("screening", screening.double())
-        self.register_buffer("decay", torch.tensor([3.2, 0.9423, 0.4028, 0.2016], dtype=torch.float64))
-        self.register_buffer("length", factor / (power[:, None] + power[None, :]))
-        self.register_buffer("strength", 14.3996 * z[:, None] * z[None, :])
-        self.register_buffer("range", radii[:, None] + radii[None, :])
-
-    def forward(self, lengths: Tensor, edge_index: Tensor, types: Tensor) -> Tensor:
-        """Half of each pair's energy on its receiver, [N], from ``lengths`` [E] Å and (sender, receiver) [2, E]."""
-        first, second = types[edge_index[0]], types[edge_index[1]]
-        reduced = lengths / self.length[first, second]
-        screening = (self.screening * torch.exp(-self.decay * reduced[:, None])).sum(1)
-        x = lengths / self.range[first, second]
-        p = self.exponent
-        envelope = 1.0 + x**p * (-0.5 * (p + 1) * (p + 2) + x * (float(p * (p + 2)) - 0.5 * p * (p + 1) * x))
-        pairs = 0.5 * self.strength[first, second] / lengths * screening
-        pairs = torch.where(x < 1.0, pairs * envelope, torch.zeros_like(pairs))
-        return lengths.new_zeros(types.size(0)).index_add(0, edge_index[1], pairs)
 
 
 def _script(network: torch.nn.Module) -> torch.jit.ScriptModule:
@@ -246,23 +140,6 @@ def _choose_head(model: torch.nn.Module, wanted: str | None, notes: list[str]) -
     if len(heads) > 1:
         notes.append(f"head {wanted!r} out of {', '.join(heads)}")
     return 0 if wanted is None else heads.index(wanted)
-
-
-def _keep_one_head(readout: torch.nn.Module, head: int) -> None:
-    """Let the hidden channels of other heads have no weight, in place of MACE's mask over them."""
-    num_heads = int(getattr(readout, "num_heads", 1))
-    if num_heads <= 1:
-        return
-    for linear in (getattr(readout, name, None) for name in ("linear_mid", "linear_2")):
-        if linear is None:
-            continue
-        inputs, outputs = linear.irreps_in, linear.irreps_out
-        if any(mul_ir.ir.l > 0 for mul_ir in inputs) or len(linear.instructions) != 1 + int(linear.bias_numel > 0):
-            raise UnsupportedModelError("several heads with a readout that is not made of scalars are not supported")
-        weight = linear.weight.view(inputs.dim, outputs.dim)
-        channels = inputs.dim // num_heads
-        weight[: head * channels] = 0.0
-        weight[(head + 1) * channels :] = 0.0
 
 
 def _reference_energies(model: torch.nn.Module, head: int, stored_dtype: torch.dtype) -> tuple[Tensor, float]:

@@ -71,6 +71,11 @@ class TrainedModel:
     ----------
     network : ``forward(edge_vectors [E, 3] float64, edge_index [2, E], types [N]) -> (energy [N], charge [N, n_q])``;
         casts to its own dtype, excludes reference energies, and gives edges beyond the cutoff exactly no weight.
+        A network that passes messages should also offer its layers one by one, which are then evaluated in blocks of
+        atoms: an attribute ``num_layers``, and the exported methods ``initial_features(types) -> features [N, F]``,
+        independent of the geometry, and ``layer(number, features [N, F], types [N], edge_vectors, edge_index,
+        num_centres: int) -> (features [n, F'], energy [n], charge [n, n_q])``, for the first n = ``num_centres`` of the
+        N nodes, where all given edges start; energy and charge are what this layer adds to them.
     atomic_numbers : in type order.  cutoff : Å.
     num_layers : message-passing depth; atoms further than ``num_layers * cutoff`` do not matter to the network.
     reference_energies : [types] float64, eV.

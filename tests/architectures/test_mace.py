@@ -21,6 +21,7 @@ from les_md.architectures import LoadOptions, NoLatentChargesError, UnsupportedM
 from les_md.checkpoint import CheckpointError, StandIn, read_checkpoint
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import NORM_FACTOR_BEFORE_2026, LongRangeParameters
+from les_md.layered_evaluation import LayeredEvaluation, WholeEvaluation
 from les_md.neighbors import NeighborList
 from les_md.potential import LESPotential
 
@@ -251,6 +252,8 @@ VARIANTS = {
     },
     "one atomic-number-agnostic product": {"use_agnostic_product": True},
     "tanh gate": {"gate": torch.tanh},
+    "no products": {"correlation": 1},
+    "products of four": {"correlation": 4, "max_ell": 1},
 }
 
 
@@ -361,6 +364,44 @@ def test_forces_and_strain_are_derivatives(tmp_path):
         slope = (energy(strained[0]) - energy(strained[1])) / (2 * step)
         scale = float(result["strain_derivative"].abs().max())
         assert slope == pytest.approx(float(result["strain_derivative"][a, b]), abs=2e-6 * scale)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+@pytest.mark.parametrize("variant", ["three layers, rank two", "no residual in the first layer", "density"])
+def test_in_blocks(variant, frozen, tmp_path):
+    """Blocks of 5 out of 19 atoms, some without neighbours, edges in any order: as all atoms at once."""
+    model = make_model(**VARIANTS[variant], pair_repulsion=True)
+    trained = mace.load(read_checkpoint(saved(model, tmp_path)), options=LoadOptions(dtype=torch.float64))
+    atoms = crystal() + cluster()
+    far = np.random.default_rng(2).uniform(0, 4, (6, 3)) + np.array([0.0, 0.0, 30.0])
+    far[-3:] += np.outer([1, 2, 3], [20.0, 0.0, 0.0])
+    atoms += ase.Atoms("OHSiOHSi", far)
+    atoms.pbc = False
+    vectors, index, kinds, *_ = inputs(trained, atoms)
+    shuffled = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(1))
+    vectors, index = vectors[shuffled], index[:, shuffled]
+    assert len(torch.unique(index[0])) < len(atoms) == 19
+    arguments = (vectors, index, kinds)
+    generator = torch.Generator().manual_seed(2)
+    cotangents = [torch.randn(19, n, dtype=torch.float64, generator=generator) for n in (1, trained.num_charges)]
+    cotangents[0] = cotangents[0][:, 0]
+    results = []
+    for in_blocks in (False, True):
+        network = trained.script(trained.network)  # each its own, as freezing changes it
+        evaluation = LayeredEvaluation(network, 5, whole_up_to=0) if in_blocks else WholeEvaluation(network)
+        module = torch.jit.script(evaluation.eval())
+        if frozen:
+            with torch.jit.optimized_execution(True):
+                module = torch.jit.freeze(module, preserved_attrs=["pull_back"])
+        energy, charge, state = module(*arguments)
+        assert not energy.requires_grad and not charge.requires_grad
+        gradient = module.pull_back(*arguments, state, *cotangents)
+        assert torch.equal(module.pull_back(*arguments, state, *cotangents), gradient)
+        results.append((energy, charge, gradient))
+    for whole, blocks in zip(*results, strict=True):
+        assert whole.abs().max() > 1e-3
+        assert_same(blocks, whole, 1e-12)
+    assert len(state) == 1 + trained.num_layers  # features, no tape
 
 
 def test_original_takes_the_cell_of_each_call(tmp_path):

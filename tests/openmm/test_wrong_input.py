@@ -375,9 +375,9 @@ class TestModelFile:
             for entry in old.infolist():
                 content = old.read(entry)
                 if entry.filename.endswith("les_md.json"):
-                    content = content.replace(b'"format_version": 2', f'"format_version": {version}'.encode())
+                    content = content.replace(b'"format_version": 3', f'"format_version": {version}'.encode())
                 new.writestr(entry.filename, content)
-        message = rf"other\.pt is in format {version}, this les_md reads format 2: {message}"
+        message = rf"other\.pt is in format {version}, this les_md reads format 3: {message}"
         self.check(path, ModelFileError, message, backend)
 
 

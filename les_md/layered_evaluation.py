@@ -1,0 +1,183 @@
+"""Values of a network and their vector–Jacobian product, in blocks of atoms where the network has layers.
+
+Automatic differentiation keeps every intermediate array of all layers until the derivative is taken, some ten kilobytes
+per edge of a usual MACE. A layer needs of the rest of the system no more than the features of its neighbours. So the
+layers are evaluated for one block of atoms after the other, keeping nothing but the features between layers; for the
+derivative each block is evaluated once more, with its tape, from the last layer to the first. The memory is that of
+one block, and what a block works on stays in the processor's caches.
+"""
+
+from __future__ import annotations
+
+from typing import List  # noqa: UP035  (TorchScript knows only this)
+
+import torch
+from torch import Tensor
+
+#: Atoms of a block.
+BLOCK_SIZE = 64
+
+#: Systems of up to so many atoms are evaluated at once: a second evaluation costs more than it saves.
+WHOLE_UP_TO = 256
+
+
+class WholeEvaluation(torch.nn.Module):
+    """Of any network: all at once, keeping the tape in between."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor, List[Tensor]]:  # noqa: UP006
+        """Energy [N] and charge [N, n_q] without a tape, and what ``pull_back`` needs.
+
+        Parameters: ``edge_vectors`` [E, 3], ``edge_index`` [2, E] (centre, neighbour), ``types`` [N].
+        """
+        vectors = edge_vectors.data.clone().requires_grad_(True)
+        energy, charge = self.network(vectors, edge_index, types)
+        return energy.data, charge.data, [vectors, energy, charge]
+
+    @torch.jit.export
+    def pull_back(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        state: List[Tensor],  # noqa: UP006
+        energy_cotangent: Tensor,
+        charge_cotangent: Tensor,
+    ) -> Tensor:
+        """Derivative [E, 3] of Σ energy · ``energy_cotangent`` [N] + Σ charge · ``charge_cotangent`` [N, n_q].
+
+        Other parameters as in ``forward``, with its ``state``; may be called several times.
+        """
+        vectors, energy, charge = state[0], state[1], state[2]
+        total = (energy * energy_cotangent).sum() + (charge * charge_cotangent).sum()
+        if not total.requires_grad:  # no edge, or a network that does not depend on them
+            return torch.zeros_like(edge_vectors)
+        gradient = torch.autograd.grad([total], [vectors], retain_graph=True, allow_unused=True)[0]
+        return torch.zeros_like(edge_vectors) if gradient is None else gradient
+
+
+class LayeredEvaluation(torch.nn.Module):
+    """Of a network with layers (see ``architectures.registry.TrainedModel``): in blocks.
+
+    Parameters: ``block_size`` and ``whole_up_to``, numbers of atoms.
+    """
+
+    def __init__(self, network: torch.nn.Module, block_size: int = BLOCK_SIZE, whole_up_to: int = WHOLE_UP_TO) -> None:
+        super().__init__()
+        self.network = network
+        self.whole = WholeEvaluation(network)
+        self.num_layers: int = int(network.num_layers)
+        self.block_size: int = block_size
+        self.whole_up_to: int = whole_up_to
+
+    def forward(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor, List[Tensor]]:  # noqa: UP006
+        """As ``WholeEvaluation``; the state is the features [N, F] before each layer."""
+        if types.size(0) <= self.whole_up_to:
+            return self.whole(edge_vectors, edge_index, types)
+        vectors, index, _order = self._sorted(edge_vectors.data, edge_index)
+        starts = self._starts(index, types.size(0))
+        features = self.network.initial_features(types)
+        state = [features]
+        energies: List[Tensor] = []  # noqa: UP006
+        charges: List[Tensor] = []  # noqa: UP006
+        for number in range(self.num_layers):
+            parts: List[Tensor] = []  # noqa: UP006
+            block_energies: List[Tensor] = []  # noqa: UP006
+            block_charges: List[Tensor] = []  # noqa: UP006
+            for block in range(len(starts) - 1):
+                members, local_index, count = self._block(index, starts, block, types.size(0))
+                after, energy, charge = self.network.layer(
+                    number,
+                    features.index_select(0, members),
+                    types.index_select(0, members),
+                    vectors[starts[block] : starts[block + 1]],
+                    local_index,
+                    count,
+                )
+                parts.append(after)
+                block_energies.append(energy)
+                block_charges.append(charge)
+            features = torch.cat(parts)
+            energies.append(torch.cat(block_energies))
+            charges.append(torch.cat(block_charges))
+            state.append(features)
+        return torch.stack(energies).sum(0), torch.stack(charges).sum(0), state
+
+    @torch.jit.export
+    def pull_back(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        state: List[Tensor],  # noqa: UP006
+        energy_cotangent: Tensor,
+        charge_cotangent: Tensor,
+    ) -> Tensor:
+        """As ``WholeEvaluation.pull_back``."""
+        if types.size(0) <= self.whole_up_to:
+            return self.whole.pull_back(edge_vectors, edge_index, types, state, energy_cotangent, charge_cotangent)
+        vectors, index, order = self._sorted(edge_vectors.data, edge_index)
+        starts = self._starts(index, types.size(0))
+        gradient = torch.zeros_like(vectors)
+        of_features = torch.zeros_like(state[self.num_layers])
+        for back in range(self.num_layers):
+            number = self.num_layers - 1 - back
+            of_features_before = torch.zeros_like(state[number])
+            for block in range(len(starts) - 1):
+                members, local_index, count = self._block(index, starts, block, types.size(0))
+                first = block * self.block_size
+                block_vectors = vectors[starts[block] : starts[block + 1]].clone().requires_grad_(True)
+                # Only the first layer's features do not depend on the edges.
+                features = state[number].index_select(0, members).requires_grad_(number > 0)
+                after, energy, charge = self.network.layer(
+                    number, features, types.index_select(0, members), block_vectors, local_index, count
+                )
+                total = (energy * energy_cotangent[first : first + count]).sum()
+                total = total + (charge * charge_cotangent[first : first + count]).sum()
+                if back > 0:
+                    total = total + (after * of_features[first : first + count]).sum()
+                if total.requires_grad:
+                    inputs = [block_vectors, features] if number > 0 else [block_vectors]
+                    gradients = torch.autograd.grad([total], inputs, allow_unused=True)
+                    of_vectors = gradients[0]
+                    if of_vectors is not None:
+                        gradient[starts[block] : starts[block + 1]] += of_vectors
+                    if number > 0:
+                        of_members = gradients[1]
+                        if of_members is not None:
+                            of_features_before.index_add_(0, members, of_members)
+            of_features = of_features_before
+        return torch.zeros_like(gradient).index_copy(0, order, gradient)
+
+    def _sorted(self, edge_vectors: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Edges in the order of their centres."""
+        order = torch.argsort(edge_index[0], stable=True)
+        return edge_vectors.index_select(0, order), edge_index.index_select(1, order), order
+
+    def _starts(self, edge_index: Tensor, num_atoms: int) -> List[int]:  # noqa: UP006
+        """First edge of each block, and the number of edges."""
+        first_atoms = torch.arange(0, num_atoms, self.block_size, device=edge_index.device)
+        starts: List[int] = torch.searchsorted(edge_index[0].contiguous(), first_atoms).tolist()  # noqa: UP006
+        starts.append(edge_index.size(1))
+        return starts
+
+    def _block(
+        self,
+        edge_index: Tensor,
+        starts: List[int],  # noqa: UP006
+        block: int,
+        num_atoms: int,
+    ) -> tuple[Tensor, Tensor, int]:
+        """Atoms of a block followed by the other ends of its edges, its edges in terms of these, and its size."""
+        first = block * self.block_size
+        last = min(first + self.block_size, num_atoms)
+        centre = edge_index[0, starts[block] : starts[block + 1]]
+        neighbour = edge_index[1, starts[block] : starts[block + 1]]
+        inside = (neighbour >= first) & (neighbour < last)
+        others = torch.unique(neighbour.masked_select(inside.logical_not()))
+        members = torch.cat([torch.arange(first, last, device=edge_index.device), others])
+        local = torch.where(inside, neighbour - first, torch.searchsorted(others, neighbour) + (last - first))
+        return members, torch.stack([centre - first, local]), last - first
