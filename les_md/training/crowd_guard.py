@@ -1,12 +1,13 @@
 """Atoms must push molecules away when too many of them crowd around, and keep their own bonds.
 
-The data hold oxygens that accept up to three hydrogen bonds. A liquid at 300 K now and then offers a fourth, and what
-a network that has never seen one makes of it is left to chance: one pulled all six hydrogens, the oxygen's own ones
-first, into itself. A guard is a training structure with water molecules moved around one atom, more of them and
-closer than molecules ever come, and with the atom's own bonds to hydrogens compressed. It carries no label: the loss
-only asks that the molecules are pushed away with at least ``least_force`` on average and each of the hydrogens with
-``least_bond_force``. For scale: in a water dimer a hydrogen at 1.6 Å from the other oxygen is repelled with 0.4 eV/Å,
-and each further neighbour makes it worse; a free O–H bond compressed to nine tenths pushes with about 5 eV/Å.
+The data hold hardly an oxygen that accepts more than three hydrogen bonds. A liquid at 300 K now and then offers a
+fourth, and what a network that has never seen one makes of it is left to chance: one pulled all six hydrogens, the
+oxygen's own ones first, into itself. A guard is a training structure with water molecules moved around one atom, more
+of them and closer than they usually come, and with the atom's own bonds to hydrogens compressed. It carries no label:
+the loss only asks that the closest molecules are pushed away with at least ``least_force`` on average and each of the
+hydrogens with ``least_bond_force``. For scale: in a water dimer a hydrogen at 1.6 Å from the other oxygen is repelled
+with 0.4 eV/Å, and each further neighbour makes it worse; a free O–H bond compressed to nine tenths pushes with about
+5 eV/Å.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ class CrowdGuard:
     centres : atomic numbers of the atoms that water molecules are moved to, hydrogens first; one is drawn.
     numbers : fewest and most molecules around an atom.
     distances : range of the contacts, Å.
+    repelled : molecules with a contact shorter than this must be pushed away, Å; longer ones may be held.
     clearance : of a moved atom from all atoms but the centre, Å: of two hydrogens or a hydrogen and a heavier atom,
         and of two heavier atoms.
     compressed : range of the factor of the centre's own bonds to hydrogens.
-    least_force : mean over the moved molecules of the net force away from the centre, eV/Å.
+    least_force : mean over the repelled molecules of the net force away from the centre, eV/Å.
     least_bond_force : on each hydrogen of the centre, away from it, eV/Å.
     every : training steps from one guard to the next.
     weight : of shortfall² in the loss.
@@ -42,10 +44,11 @@ class CrowdGuard:
 
     atomic_numbers: tuple[int, ...]
     centres: tuple[int, ...] = (8, 8, 8, 7)
-    numbers: tuple[int, int] = (4, 5)
-    distances: tuple[float, float] = (1.35, 1.75)
+    numbers: tuple[int, int] = (2, 5)
+    distances: tuple[float, float] = (1.3, 2.0)
+    repelled: float = 1.5
     clearance: tuple[float, float] = (1.3, 2.2)
-    compressed: tuple[float, float] = (0.7, 0.9)
+    compressed: tuple[float, float] = (0.7, 0.92)
     least_force: float = 0.5
     least_bond_force: float = 2.0
     every: int = 2
@@ -63,22 +66,27 @@ class CrowdGuard:
 class CrowdedFrame:
     """A frame with one atom crowded.
 
-    Attributes: water molecules ``moved`` [K, 3] int64 and their directions ``outward`` [K, 3]; the centre's own
-    ``hydrogens`` [B] int64 and theirs, ``along`` [B, 3]; ``least_bond_force`` on these, eV/Å.
+    Attributes: water molecules ``moved`` [K, 3] int64, their directions ``outward`` [K, 3], and whether they must be
+    ``repelled`` [K]; the centre's own ``hydrogens`` [B] int64 and their directions ``along`` [B, 3];
+    ``least_bond_force`` on these, eV/Å.
     """
 
     frame: Frame
     moved: Tensor
     outward: Tensor
+    repelled: Tensor
     hydrogens: Tensor
     along: Tensor
     least_bond_force: float
 
     def shortfall(self, forces: Tensor, least_force: float) -> Tensor:
         """(missing repulsion)² of the molecules, and of the hydrogens, (eV/Å)², from forces [N, 3]."""
-        net = (forces[self.moved].sum(1) * self.outward).sum(1).mean()
         bonds = (forces[self.hydrogens] * self.along).sum(1)
-        return torch.relu(least_force - net).square() + torch.relu(self.least_bond_force - bonds).square().sum()
+        missing = torch.relu(self.least_bond_force - bonds).square().sum()
+        if bool(self.repelled.any()):
+            net = (forces[self.moved].sum(1) * self.outward).sum(1)
+            missing = missing + torch.relu(least_force - net[self.repelled].mean()).square()
+        return missing
 
 
 def crowd_atom(frame: Frame, guard: CrowdGuard, generator: torch.Generator, tries: int = 8) -> CrowdedFrame | None:
@@ -138,7 +146,7 @@ def _crowd_one(
     present[torch.cat(waters)] = False
     present[centre] = False
     low, high = guard.distances
-    outward = []
+    outward, repelled = [], []
     for members in waters:
         distance = low + (high - low) * float(torch.rand(1, generator=generator, dtype=torch.float64))
         # The hydrogen of a straight hydrogen bond.
@@ -156,10 +164,12 @@ def _crowd_one(
         positions[members] = moved
         present[members] = True
         outward.append(direction)
+        repelled.append(distance < guard.repelled)
     return CrowdedFrame(
         replace(frame, positions=positions),
         torch.stack(waters),
         torch.stack(outward),
+        torch.tensor(repelled),
         hydrogens,
         bond / bond.norm(dim=1, keepdim=True),
         guard.least_bond_force,

@@ -103,7 +103,7 @@ STAGES = (
     Stage(replace(COMMON, epochs=20, learning_rate=4e-3), GUARDS, charge_restraint=0.0),
     Stage(replace(COMMON, epochs=10, learning_rate=3e-3), (*GUARDS, CONTACTS), charge_restraint=0.0),
     Stage(replace(COMMON, epochs=50, learning_rate=4e-3), (*GUARDS, CONTACTS), charge_restraint=0.0),
-    Stage(replace(COMMON, epochs=30, learning_rate=3e-3), (*GUARDS, CONTACTS, CROWDS), charge_restraint=0.0),
+    Stage(replace(COMMON, epochs=60, learning_rate=4e-3), (*GUARDS, CONTACTS, CROWDS), charge_restraint=0.0),
 )
 
 

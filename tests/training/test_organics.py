@@ -268,7 +268,10 @@ def test_crowd_guard():
         forces[crowded.moved[:, 0]] = guard.least_force * crowded.outward
         forces[crowded.hydrogens] = guard.least_bond_force * crowded.along
         assert float(crowded.shortfall(forces, guard.least_force)) == pytest.approx(0.0, abs=1e-20)
-        expected = 4.0 * (guard.least_force**2 + len(crowded.hydrogens) * guard.least_bond_force**2)
+        assert torch.equal(crowded.repelled, distance[centre, closest] < guard.repelled)
+        expected = 4.0 * len(crowded.hydrogens) * guard.least_bond_force**2
+        if crowded.repelled.any():
+            expected += 4.0 * guard.least_force**2
         assert float(crowded.shortfall(-forces, guard.least_force)) == pytest.approx(expected)
 
 
