@@ -90,7 +90,7 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
     long_range = (
         None if settings.les is None else long_range_parameters(settings.les, options.norm_factor, information, notes)
     )
-    weights = _weights(checkpoint["state_dict"], notes)
+    weights = _weights(checkpoint["state_dict"])
     _require_nequip(settings.kind)
 
     built = _build(settings, weights, checkpoint["state_dict"], notes)
@@ -138,10 +138,12 @@ def _require_nequip(kind: str) -> None:
         import nequip
 
         if kind == "allegro":
+            import allegro.model.allegro_models
             import allegro.nn  # noqa: F401
     except ImportError as error:
-        missing = "nequip-allegro" if error.name is not None and error.name.startswith("allegro") else "nequip"
-        reason = "is not installed" if error.name in ("nequip", "allegro") else f"cannot be imported ({error})"
+        package = (error.name or "").split(".")[0]
+        missing = "nequip-allegro" if package == "allegro" else "nequip"
+        reason = "is not installed" if package in ("nequip", "allegro") else f"cannot be imported ({error})"
         raise CheckpointError(f"it needs {missing}, which {reason}. Install it {_INSTALL}") from error
     if version_of(nequip.__version__) < _MINIMUM_NEQUIP:
         wanted = ".".join(map(str, _MINIMUM_NEQUIP))
@@ -157,7 +159,7 @@ _CONSTANTS = re.compile(
 )
 
 
-def _weights(state: Any, notes: list[str]) -> dict[str, Tensor]:
+def _weights(state: Any) -> dict[str, Tensor]:
     """Entries of the energy model in the checkpoint's own order, under the names they have in nequip today."""
     if not isinstance(state, dict):
         raise CheckpointError("the checkpoint has no table of weights")
@@ -216,7 +218,7 @@ def _build(settings: Settings, weights: dict[str, Tensor], state: dict, notes: l
 
 def _construct(settings: Settings, options: dict) -> _Built:
     """The modules of a model with weights of no meaning, in float64."""
-    import nequip.model
+    from nequip.model import FullNequIPGNNModel
     from nequip.nn import ScalarMLP
 
     with _building(), warnings.catch_warnings():
@@ -224,12 +226,12 @@ def _construct(settings: Settings, options: dict) -> _Built:
         try:
             if settings.kind == "nequip":
                 # What nequip wraps around its builders sets global state: seeds, dtypes, options of torch and e3nn.
-                model = nequip.model.FullNequIPGNNModel.__wrapped__(**options)
+                model = FullNequIPGNNModel.__wrapped__(**options)
             else:
-                import allegro.model
+                from allegro.model.allegro_models import FullAllegroModel
                 from allegro.nn import EdgewiseReduce
 
-                model = allegro.model.FullAllegroModel.__wrapped__(**options)
+                model = FullAllegroModel.__wrapped__(**options)
         except Exception as error:  # The configuration comes from a file and can be wrong in any way.
             raise CheckpointError(
                 f"nequip cannot build the model of this configuration: {type(error).__name__}: {error}"
