@@ -147,7 +147,9 @@ def _require_nequip(kind: str) -> None:
         raise CheckpointError(f"it needs {missing}, which {reason}. Install it {_INSTALL}") from error
     if version_of(nequip.__version__) < _MINIMUM_NEQUIP:
         wanted = ".".join(map(str, _MINIMUM_NEQUIP))
-        raise CheckpointError(f"it needs nequip {wanted} or newer, {nequip.__version__} is installed. Do so {_INSTALL}")
+        raise CheckpointError(
+            f"it needs nequip {wanted} or newer, {nequip.__version__} is installed. Install it {_INSTALL}"
+        )
 
 
 # ---- the weights
@@ -197,12 +199,11 @@ def _build(settings: Settings, weights: dict[str, Tensor], state: dict, notes: l
     """Build the model, in the convention of its version, and give it its weights."""
     candidates = builder_options(settings, weights)
     failure: Exception | None = None
-    fitting = []
+    fitting: list[tuple[_Built, list[str]]] = []
     for options in candidates:
         try:
             built = _construct(settings, options)
-            _fill(built, weights, state, [] if fitting else notes)
-            fitting.append(built)
+            fitting.append((built, _fill(built, weights, state)))
         except CheckpointError as error:
             failure = failure or error
     if not fitting:
@@ -213,7 +214,9 @@ def _build(settings: Settings, weights: dict[str, Tensor], state: dict, notes: l
             "the checkpoint does not say which nequip wrote it (hyper_parameters.info_dict.versions), and its features "
             "were ordered in another way before 0.16"
         )
-    return fitting[0]
+    built, said = fitting[0]
+    notes += said
+    return built
 
 
 def _construct(settings: Settings, options: dict) -> _Built:
@@ -285,8 +288,8 @@ def _building():
                 e3nn.set_optimization_defaults(jit_mode=defaults["jit_mode"])
 
 
-def _fill(built: _Built, weights: dict[str, Tensor], state: dict, notes: list[str]) -> None:
-    """Copy the weights into the modules: all that there are, and nothing that is not there."""
+def _fill(built: _Built, weights: dict[str, Tensor], state: dict) -> list[str]:
+    """Copy the weights into the modules: all that there are, and nothing that is not there. Returns notes."""
     charge = "latent_charge_readout" if built.charge_sum is None else "edge_latent_charge_readout"
     modules = {"": built.energy_model}
     if built.charge_readout is not None:
@@ -302,6 +305,7 @@ def _fill(built: _Built, weights: dict[str, Tensor], state: dict, notes: list[st
             raise UnsupportedModelError(
                 f"the checkpoint has weights of {what}, which the model of its configuration lacks"
             )
+    notes: list[str] = []
     averages = _averages(weights, parameters, state, notes)
     for key, target in {**buffers, **parameters}.items():
         value = averages.get(key, weights.get(key))
@@ -318,6 +322,7 @@ def _fill(built: _Built, weights: dict[str, Tensor], state: dict, notes: list[st
                 f"{tuple(target.shape)}"
             )
         target.data.copy_(value.detach())
+    return notes
 
 
 def _averages(
@@ -332,7 +337,7 @@ def _averages(
     if not numbers:
         return {}
     extra = state.get("ema._extra_state")
-    if not (isinstance(extra, dict) and extra.get("is_holding_ema_weights", True)):
+    if isinstance(extra, dict) and not extra.get("is_holding_ema_weights", True):
         notes.append("the averaged weights (EMA) are in place of the others in this checkpoint")
         return {}
     names = [key for key in weights if key in parameters]

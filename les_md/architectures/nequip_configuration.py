@@ -23,7 +23,9 @@ from les_md.electrostatics.parameters import NORM_FACTOR_2026, NORM_FACTOR_BEFOR
 #: Builders of models: of which kind, and whether their options are the full ones.
 _TARGETS = {
     "nequip.model.NequIPGNNModel": ("nequip", False),
+    "nequip.model.NequIPGNNEnergyModel": ("nequip", False),
     "nequip.model.FullNequIPGNNModel": ("nequip", True),
+    "nequip.model.FullNequIPGNNEnergyModel": ("nequip", True),
     "allegro.model.AllegroModel": ("allegro", False),
     "allegro.model.FullAllegroModel": ("allegro", True),
 }
