@@ -99,7 +99,7 @@ class TorchForceModule(torch.nn.Module):
         """
         if self.periodic != (boxvectors is not None):
             raise ValueError("TorchForce must use periodic boundary conditions if and only if the module does")
-        # TorchForce freezes this module, and freezing takes every detach() out of it: hence .data, which it leaves alone.
+        # TorchForce freezes this module, and freezing takes every detach() out of it: hence .data, which it keeps.
         places = positions.data.to(torch.float64) * self.nm
         if places.size(0) != self.num_particles:
             raise ValueError(

@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional
 
 import torch
 from e3nn import o3
+from e3nn.nn import FullyConnectedNet
 from torch import Tensor
 
 from les_md.architectures.registry import UnsupportedModelError
@@ -137,6 +138,8 @@ class NeighborSum(torch.nn.Module):
                 raise UnsupportedModelError("a MACE convolution with another than its usual tensor product")
         if [path.i_out for path in instructions] != list(range(len(tensor_product.irreps_out))):
             raise UnsupportedModelError("a MACE convolution in which several paths share an output")
+        if not isinstance(radial_network, FullyConnectedNet):
+            raise UnsupportedModelError(f"a MACE convolution with a {type(radial_network).__name__} as radial network")
         layers = list(radial_network.children())
         last = layers.pop()
         if last.act is not None:

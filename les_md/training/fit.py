@@ -21,7 +21,11 @@ from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.training.bond_guard import BondGuard
 from les_md.training.charge_guess import bond_increment_charges, start_from_guess
 from les_md.training.contact_guard import ContactGuard
+from les_md.training.crowd_guard import CrowdGuard
 from les_md.training.dataset import Frame, reference_energies
+
+#: Each makes training structures without labels from labelled ones, and says what the loss asks of their forces.
+Guard = BondGuard | ContactGuard | CrowdGuard
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def fit(
     validation: list[Frame],
     schedule: Schedule,
     report: Callable[[dict], None] | None = None,
-    guard: BondGuard | ContactGuard | Sequence[BondGuard | ContactGuard] | None = None,
+    guard: Guard | Sequence[Guard] | None = None,
     initial: CACENetwork | None = None,
     frames_per_step: int = 1,
     standardise_on: int = 1,
@@ -202,8 +206,8 @@ def fit(
     ----------
     training : frames; a frame given several times counts as often.
     report : called with each line of the history.
-    guard : keeps bonds from breaking or molecules apart, see ``bond_guard.py`` and ``contact_guard.py``; of several,
-        one after the other has its turn.
+    guard : keeps bonds from breaking, molecules apart or atoms from being crowded, see ``bond_guard.py``,
+        ``contact_guard.py`` and ``crowd_guard.py``; of several, each has its turn.
     initial : is trained further (a copy of it) instead of a new network.
     frames_per_step : frames of which a step takes the mean loss.
     standardise_on : number of frames, spread over ``training``, on which the initial weights are scaled; their
@@ -220,7 +224,7 @@ def fit(
         raise ValueError("a model has long-range parameters if and only if it has charges")
     if frames_per_step < 1 or standardise_on < 1:
         raise ValueError("frames_per_step and standardise_on must be at least 1")
-    guards = () if guard is None else (guard,) if isinstance(guard, BondGuard | ContactGuard) else tuple(guard)
+    guards = () if guard is None else (guard,) if isinstance(guard, Guard) else tuple(guard)
     if not training or not validation:
         raise ValueError("training needs at least one training frame and one validation frame")
     start = time.perf_counter()

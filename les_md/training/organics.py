@@ -28,8 +28,9 @@ from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.training.allocator import keep_freed_memory
 from les_md.training.bond_guard import BondGuard
 from les_md.training.contact_guard import ContactGuard
+from les_md.training.crowd_guard import CrowdGuard
 from les_md.training.dataset import Frame
-from les_md.training.fit import EnergyModel, Fit, Schedule, errors, fit
+from les_md.training.fit import EnergyModel, Fit, Guard, Schedule, errors, fit
 from les_md.training.record import circumstances, stored_stage, write_checkpoint, write_history, write_stage
 from les_md.training.spice import ATOMIC_NUMBERS, DIPOLAR, Sample, read_absolute, read_dipolar
 
@@ -70,18 +71,19 @@ GUARDS = (
     BondGuard(centre=C, ligand=H, bonded=1.35, stretched=(1.25, 1.65), clearance=1.2, fraction=0.2, every=4),
 )
 CONTACTS = ContactGuard(ATOMIC_NUMBERS, every=4)
+CROWDS = CrowdGuard(ATOMIC_NUMBERS, every=1)
 
 
 @dataclass(frozen=True)
 class Stage:
     """A part of the training.
 
-    Attributes: ``schedule``; ``guards`` of bonds and contacts; ``charge_restraint``, which keeps the charges near a
-    guess.
+    Attributes: ``schedule``; ``guards`` of bonds, contacts and crowds; ``charge_restraint``, which keeps the charges
+    near a guess.
     """
 
     schedule: Schedule
-    guards: tuple[BondGuard | ContactGuard, ...]
+    guards: tuple[Guard, ...]
     charge_restraint: float
 
     def to_dict(self) -> dict:
@@ -101,6 +103,7 @@ STAGES = (
     Stage(replace(COMMON, epochs=20, learning_rate=4e-3), GUARDS, charge_restraint=0.0),
     Stage(replace(COMMON, epochs=10, learning_rate=3e-3), (*GUARDS, CONTACTS), charge_restraint=0.0),
     Stage(replace(COMMON, epochs=50, learning_rate=4e-3), (*GUARDS, CONTACTS), charge_restraint=0.0),
+    Stage(replace(COMMON, epochs=60, learning_rate=4e-3), (*GUARDS, CONTACTS, CROWDS), charge_restraint=0.0),
 )
 
 

@@ -20,6 +20,7 @@ from les_md.training.bond_guard import BondGuard, edges_within, stretch_bonds
 from les_md.training.bonds import bond_matrix
 from les_md.training.charge_guess import bond_increment_charges, formal_charges, start_from_guess
 from les_md.training.contact_guard import ContactGuard, squeeze_contact
+from les_md.training.crowd_guard import CrowdGuard
 from les_md.training.dataset import Frame, checked_frame
 from les_md.training.fit import EnergyModel, Schedule, errors, fit, loss, standardise_inputs
 from les_md.training.spice import (
@@ -220,6 +221,64 @@ def test_contact_guard_needs_two_molecules_in_contact():
     guard = ContactGuard(ATOMIC_NUMBERS)
     assert guard.disturb(frame_of("CH3CONH2"), torch.Generator().manual_seed(0)) is None
     assert guard.disturb(two_waters(6.0), torch.Generator().manual_seed(0)) is None
+
+
+def water_cluster() -> Frame:
+    """27 water molecules, turned at random."""
+    generator = np.random.default_rng(6)
+    atoms = ase.Atoms()
+    for corner in np.ndindex(3, 3, 3):
+        water = molecule("H2O")
+        water.rotate(generator.uniform(0, 360), generator.normal(size=3))
+        water.positions += 3.1 * np.array(corner) - water.positions[0]
+        atoms += water
+    atoms.calc = SinglePointCalculator(atoms, energy=-60.0, forces=np.zeros((81, 3)))
+    return checked_frame(atoms, "cluster", ATOMIC_NUMBERS)
+
+
+def test_crowd_guard():
+    """Whole water molecules come as close as asked, the bonds of the atom are compressed, all else stays."""
+    frame = water_cluster()
+    numbers = torch.tensor(ATOMIC_NUMBERS)[frame.types]
+    guard = CrowdGuard(ATOMIC_NUMBERS, centres=(8,))
+    generator = torch.Generator().manual_seed(0)
+    made = [each for each in (guard.disturb(frame, generator) for _ in range(10)) if each is not None]
+    assert len(made) >= 5
+    (fewest, most), (low, high) = guard.numbers, guard.distances
+    for crowded in made:
+        before, after = frame.positions, crowded.frame.positions
+        assert fewest <= len(crowded.moved) <= most
+        changed = set(((after - before).norm(dim=1) > 1e-9).nonzero()[:, 0].tolist())
+        assert changed == {*crowded.moved.flatten().tolist(), *crowded.hydrogens.tolist()}
+        assert len(crowded.hydrogens) == 2
+        centre = int(crowded.hydrogens[0]) - 1  # oxygens come before their hydrogens
+        assert int(numbers[centre]) == 8
+        distance = torch.cdist(after, after)
+        closest = crowded.moved[torch.arange(len(crowded.moved)), distance[centre, crowded.moved].argmin(1)]
+        assert (numbers[closest] == 1).all()
+        assert (low - 1e-9 <= distance[centre, closest]).all() and (distance[centre, closest] <= high + 1e-9).all()
+        vectors = after[closest] - after[centre]
+        assert torch.allclose(vectors / vectors.norm(dim=1, keepdim=True), crowded.outward, atol=1e-9)
+        for members in crowded.moved:
+            assert torch.allclose(torch.pdist(after[members]), torch.pdist(before[members]), atol=1e-9)
+        for hydrogen in crowded.hydrogens.tolist():
+            factor = distance[centre, hydrogen] / (before[hydrogen] - before[centre]).norm()
+            assert guard.compressed[0] <= float(factor) <= guard.compressed[1]
+        forces = torch.zeros_like(after)
+        forces[crowded.moved[:, 0]] = guard.least_force * crowded.outward
+        forces[crowded.hydrogens] = guard.least_bond_force * crowded.along
+        assert float(crowded.shortfall(forces, guard.least_force)) == pytest.approx(0.0, abs=1e-20)
+        assert torch.equal(crowded.repelled, distance[centre, closest] < guard.repelled)
+        expected = 4.0 * len(crowded.hydrogens) * guard.least_bond_force**2
+        if crowded.repelled.any():
+            expected += 4.0 * guard.least_force**2
+        assert float(crowded.shortfall(-forces, guard.least_force)) == pytest.approx(expected)
+
+
+def test_crowd_guard_needs_water_around():
+    guard = CrowdGuard(ATOMIC_NUMBERS)
+    for frame in (frame_of("CH3CONH2"), two_waters(1.9)):
+        assert guard.disturb(frame, torch.Generator().manual_seed(0)) is None
 
 
 def test_guessed_charges_follow_the_electronegativity():
