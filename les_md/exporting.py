@@ -124,9 +124,17 @@ def export(
     return ExportReport(output, metadata, list(model.notes))
 
 
+#: Packages that took part in an export, by architecture.
+_PACKAGES = {
+    "mace": ("mace-torch", "e3nn"),
+    "nequip": ("nequip", "e3nn"),
+    "allegro": ("nequip-allegro", "nequip", "e3nn"),
+}
+
+
 def _versions(architecture: str) -> dict[str, str]:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "ase": ase.__version__}
-    for package in ("les_md", *(("mace-torch", "e3nn") if architecture == "mace" else ())):
+    for package in ("les_md", *_PACKAGES.get(architecture, ())):
         versions[package] = importlib.metadata.version(package)
     return versions
 

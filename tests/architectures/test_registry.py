@@ -63,7 +63,7 @@ def outside_package(tmp_path, monkeypatch):
 
 def test_built_in_architectures():
     found = architectures()
-    assert {"cace", "mace"} <= set(found)
+    assert {"cace", "mace", "nequip"} <= set(found)
     for name, architecture in found.items():
         assert isinstance(architecture, types.ModuleType)
         assert architecture.name == name
@@ -84,5 +84,5 @@ def test_architecture_of_another_package(outside_package, tmp_path):
 
 
 def test_unknown_checkpoint():
-    with pytest.raises(UnsupportedModelError, match=r"it holds a builtins.list\); known: .*cace.*mace"):
+    with pytest.raises(UnsupportedModelError, match=r"it holds a builtins.list\); known: .*cace.*mace.*nequip"):
         find_architecture([])
