@@ -144,7 +144,7 @@ class TestModelFile:
     def test_metadata_without_methods(self, refused, models, tmp_path):
         path = tmp_path / "hollow.pt"
         model_file.write(path, torch.jit.script(torch.nn.Linear(2, 2)), model_file.load(models["water"]).metadata)
-        self.check(refused, path, r"hollow.pt' is damaged: the model has no method short_range")
+        self.check(refused, path, r"hollow.pt' is damaged: the model has no method evaluate")
 
 
 class TestSettings:
