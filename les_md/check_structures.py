@@ -30,16 +30,18 @@ def water_box() -> ase.Atoms:
     return atoms
 
 
-def packed(elements: list[str]) -> ase.Atoms:
+def packed(elements: list[str], inner_cutoff: float = 0.0) -> ase.Atoms:
     """Atoms of all elements in turn on a jittered simple cubic grid, somewhat wider than bonds.
 
-    Parameters: ``elements`` in type order.
+    Parameters: ``elements`` in type order; neighbours are closer than ``inner_cutoff`` (Å) unless it is 0.
     """
     generator = np.random.default_rng(_SEED)
     size = 3
     while size**3 < 2 * len(elements):
         size += 1
     spacing = 3.0 * max(float(np.mean([covalent_radii[atomic_numbers[symbol]] for symbol in elements])), 0.6)
+    if inner_cutoff > 0.0:
+        spacing = min(spacing, 0.85 * inner_cutoff)
     cell = np.array([[1.03, 0.0, 0.0], [0.07, 0.99, 0.0], [-0.05, 0.04, 1.01]]) * spacing * size
     sites = np.array(list(np.ndindex(size, size, size)))
     symbols = [elements[index % len(elements)] for index in range(len(sites))]
@@ -47,13 +49,13 @@ def packed(elements: list[str]) -> ase.Atoms:
     return ase.Atoms(symbols, positions, cell=cell, pbc=True)
 
 
-def check_structures(elements: list[str], dl: float | None) -> dict[str, ase.Atoms]:
+def check_structures(elements: list[str], dl: float | None, inner_cutoff: float = 0.0) -> dict[str, ase.Atoms]:
     """Named structures for the self-check of a model: periodic and isolated, holding every element.
 
-    ``dl`` (Å) of the model's long-range sum, None without one. The periodic cells are scaled slightly, where needed, so
+    ``dl`` (Å) of the model's long-range sum, None without one; ``inner_cutoff`` as of ``packed``. The periodic cells are scaled slightly, where needed, so
     that no wave vector enters or leaves the truncated sum within the strains of a finite difference.
     """
-    structures = {"packed crystal": packed(elements)}
+    structures = {"packed crystal": packed(elements, inner_cutoff)}
     if {"H", "O"} <= set(elements):
         structures["water"] = water_box()
     for atoms in structures.values():

@@ -11,12 +11,12 @@ def bundled_models() -> dict[str, Path]:
 
 
 def resolve_checkpoint(checkpoint: str | Path) -> Path:
-    """Path of a checkpoint given as a file or as the name of a bundled model.
+    """Path of a checkpoint given as a file or folder, or as the name of a bundled model.
 
     Raises FileNotFoundError naming the bundled models.
     """
     path = Path(checkpoint)
-    if path.is_file():
+    if path.exists():
         return path
     bundled = bundled_models()
     if str(checkpoint) in bundled:
