@@ -52,8 +52,9 @@ def packed(elements: list[str], inner_cutoff: float = 0.0) -> ase.Atoms:
 def check_structures(elements: list[str], dl: float | None, inner_cutoff: float = 0.0) -> dict[str, ase.Atoms]:
     """Named structures for the self-check of a model: periodic and isolated, holding every element.
 
-    ``dl`` (Å) of the model's long-range sum, None without one; ``inner_cutoff`` as of ``packed``. The periodic cells are scaled slightly, where needed, so
-    that no wave vector enters or leaves the truncated sum within the strains of a finite difference.
+    ``dl`` (Å) of the model's long-range sum, None without one; ``inner_cutoff`` as of ``packed``. The periodic cells
+    are scaled slightly, where needed, so that no wave vector enters or leaves the truncated sum within the strains of a
+    finite difference.
     """
     structures = {"packed crystal": packed(elements, inner_cutoff)}
     if {"H", "O"} <= set(elements):

@@ -85,9 +85,10 @@ def _export(options: argparse.Namespace) -> None:
 
     from les_md.exporting import export
 
-    # What e3nn and mace warn of when they are imported and scripted concerns their authors, not our user.
+    # What e3nn, mace and pymatgen warn of when they are imported and used concerns their authors, not our user.
     warnings.filterwarnings("ignore", message="Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected")
     warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support instance-level annotations")
+    warnings.filterwarnings("ignore", message="No Pauling electronegativity for")
     report = export(
         options.checkpoint,
         options.output,

@@ -95,7 +95,7 @@ def read(checkpoint: Any, cutoff: float | None) -> StoredModel:
         if cutoff is not None:
             raise ValueError("the checkpoint stores its cutoff: --cutoff does not apply")
         options = _options(dict(arguments), widths, weights)
-    if options["gated_readout"] and is_of_dgl_era:
+    if widths["gated_readout"] and is_of_dgl_era:
         raise UnsupportedModelError(
             "the option final_mlp_type = 'gated' of a model from MatGL's DGL era is not supported: MatGL changed what "
             "it means"
@@ -380,7 +380,6 @@ def _options(arguments: dict, widths: dict, weights: dict[str, Tensor]) -> dict:
         "normalise_hidden": bool(arguments.get("normalize_hidden", False)) and widths["layer_norm"],
         "nonlinear_bond_embedding": bool(arguments.get("non_linear_bond_embedding", False)),
         "nonlinear_angle_embedding": bool(arguments.get("non_linear_angle_embedding", False)),
-        **_taken_from_widths(widths),
     }
 
 
@@ -405,12 +404,7 @@ def _default_options(cutoff: float | None, has_charges: bool, weights: dict[str,
         "cutoff": chosen,
         "three_body_cutoff": 3.0 if "angle_embedding.layers.0.weight" in weights else 0.0,
         "activation": "swish",
-        **_taken_from_widths({"gated_readout": _is_gated(weights)}),
     }
-
-
-def _taken_from_widths(widths: dict) -> dict:
-    return {"gated_readout": widths.pop("gated_readout")}
 
 
 def _require(condition: bool, option: str, value: object) -> None:

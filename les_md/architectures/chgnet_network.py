@@ -55,7 +55,7 @@ class CHGNetConfiguration:
     readout_hidden, charge_hidden : hidden widths of the readouts.
     num_charges : latent charge channels n_q; 0 for a short-range model.
     activation : a name in ``chgnet_layers.ACTIVATIONS``.
-    layer_norm, normalise_hidden : layer normalisation of features and of the perceptrons' outputs, and of hidden layers.
+    layer_norm, normalise_hidden : layer normalisation of features and of the perceptrons' outputs; of hidden layers.
     atom_bond_weights, three_body_weights : whether messages are weighted by w, w'.
     layer_three_body_weights : whether each layer has a further w' of its own.
     nonlinear_bond_embedding, nonlinear_angle_embedding : whether these embeddings end with an activation.

@@ -87,7 +87,7 @@ class TrainedModel:
         each call; its energy includes the long-range energy.
     original_description : says what that path is.
     script : turns the network into a ScriptModule.
-    inner_cutoff : Å, a shorter cutoff that some parts of the network have (0: none), so that a check needs closer atoms.
+    inner_cutoff : Å, a shorter cutoff of some parts of the network (0: there is none): a check needs closer atoms then.
     """
 
     architecture: str
