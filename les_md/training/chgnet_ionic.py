@@ -44,7 +44,7 @@ CONFIGURATION = CHGNetConfiguration(
 )
 #: A finer sum than usual: with dl = 2 Å it cuts off where a Gaussian of σ = 1 Å still has 0.7 % of its weight.
 LONG_RANGE = LongRangeParameters(dl=1.5)
-SCHEDULE = Schedule(epochs=120, learning_rate=4e-3, energy_weight=30.0, gradient_limit=1.0)
+SCHEDULE = Schedule(epochs=200, learning_rate=4e-3, gradient_limit=1.0)
 
 #: Seeds and numbers of frames of the trajectories of each part.
 PARTS = {"train": ((1, 16), (2, 16), (3, 16), (4, 16)), "validation": ((5, 6),), "test": ((6, 4), (7, 4))}
