@@ -15,10 +15,9 @@ def resolve_checkpoint(checkpoint: str | Path) -> Path:
 
     Raises FileNotFoundError naming the bundled models.
     """
-    path = Path(checkpoint)
-    if path.exists():
+    path, bundled = Path(checkpoint), bundled_models()
+    if path.is_file() or (path.is_dir() and str(checkpoint) not in bundled):
         return path
-    bundled = bundled_models()
     if str(checkpoint) in bundled:
         return bundled[str(checkpoint)]
     names = ", ".join(bundled) or "none"
