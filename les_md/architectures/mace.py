@@ -70,9 +70,12 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
 
     # Imports e3nn and mace, which are there: the checkpoint is made of them.
     from les_md.architectures.e3nn_code import generate_code
+    from les_md.architectures.mace_cuequivariance import convert_to_e3nn
     from les_md.architectures.mace_network import MACENetwork
 
     stored_dtype = model.r_max.dtype
+    if convert_to_e3nn(model):
+        notes.append("the modules of cuEquivariance were replaced by e3nn's, with the same weights")
     generate_code(model)
     model.double().eval().requires_grad_(False)
     original = _Original(copy.deepcopy(model), head, long_range)
@@ -123,11 +126,14 @@ def _require_supported(model: torch.nn.Module) -> None:
                 f"the MACE model has a {type(module).__name__}, which is not supported: mace-torch cannot "
                 "compile it to TorchScript"
             )
-        if "forward" in module.__dict__ or "conv_fusion" in module.__dict__:
-            raise UnsupportedModelError(
-                f"{path} of the MACE model is accelerated (cuEquivariance or OpenEquivariance): convert the model "
-                "back to e3nn first"
-            )
+        # What mace-torch puts on modules of cuEquivariance and OpenEquivariance that sum over neighbours themselves.
+        for attribute in ("conv_fusion", "forward"):
+            if attribute in module.__dict__:
+                raise UnsupportedModelError(
+                    f"{path} of the MACE model is accelerated with conv_fusion, which is not supported; convert the "
+                    "model where it was trained with `mace_cueq_to_e3nn MODEL --output_model e3nn.model "
+                    "--return_model`, or with `python -m mace.cli.convert_oeq_e3nn` and the same options"
+                )
 
 
 def _choose_head(model: torch.nn.Module, wanted: str | None, notes: list[str]) -> int:

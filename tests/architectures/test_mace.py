@@ -18,7 +18,7 @@ from mace import modules as mace_modules
 from mace.modules.extensions import MACELES
 
 from les_md.architectures import LoadOptions, NoLatentChargesError, UnsupportedModelError, mace
-from les_md.checkpoint import CheckpointError, StandIn, read_checkpoint
+from les_md.checkpoint import StandIn, read_checkpoint
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import NORM_FACTOR_BEFORE_2026, LongRangeParameters
 from les_md.layered_evaluation import LayeredEvaluation, WholeEvaluation
@@ -503,15 +503,6 @@ def test_embeddings_are_refused(tmp_path):
     path = saved(make_model(mace_modules.ScaleShiftMACE, embedding_specs=specs), tmp_path)
     with pytest.raises(UnsupportedModelError, match="total_charge"):
         mace.load(read_checkpoint(path), options=LoadOptions(allow_short_range=True))
-
-
-def test_accelerated_models_are_refused(tmp_path):
-    from mace.modules.wrapper_ops import CuEquivarianceConfig
-
-    model = make_model()
-    model.products[0].cueq_config = CuEquivarianceConfig(enabled=True)
-    with pytest.raises(CheckpointError, match=r"cuEquivariance.*convert"):
-        read_checkpoint(saved(model, tmp_path))
 
 
 def test_other_checkpoints_do_not_match():
