@@ -218,10 +218,16 @@ _OEQ = (
     "`python -m mace.cli.convert_oeq_e3nn MODEL --output_model e3nn.model --return_model`"
 )
 
+_OLD_CUEQ = (
+    "tensors with attributes of their own, as versions 0.8 and before of cuEquivariance wrote; convert the model "
+    "where it was trained with `mace_cueq_to_e3nn MODEL --output_model e3nn.model --return_model`"
+)
+
 #: Why a package or class is not in the tables, where there is a way out.
 _HINTS = {
     "openequivariance": _OEQ,
     "mace.modules.wrapper_ops.OEQConfig": _OEQ,
+    "torch._tensor._rebuild_from_type_v2": _OLD_CUEQ,
 }
 
 

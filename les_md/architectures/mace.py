@@ -34,12 +34,16 @@ name = "mace"
 #: Models whose energy and charges are those above.
 _MODELS = ("MACE", "ScaleShiftMACE", "MACELES")
 
-#: Blocks that mace-torch (0.3.16) itself cannot compile to TorchScript.
-_NOT_COMPILED = (
-    "RealAgnosticAttResidualInteractionBlock",
-    "RealAgnosticResidualNonLinearInteractionBlock",
-    "GatedEquivariantBlock",
-)
+#: Blocks of such models that are understood here. mace-torch (0.3.16) cannot compile attention and gated blocks itself.
+_BLOCKS = {
+    "LinearNodeEmbeddingBlock", "AtomicEnergiesBlock", "ScaleShiftBlock", "ZBLBasis",
+    "RadialEmbeddingBlock", "BesselBasis", "GaussianBasis", "ChebychevBasis", "PolynomialCutoff",
+    "AgnesiTransform", "SoftTransform",
+    "RealAgnosticInteractionBlock", "RealAgnosticResidualInteractionBlock",
+    "RealAgnosticDensityInteractionBlock", "RealAgnosticDensityResidualInteractionBlock", "reshape_irreps",
+    "EquivariantProductBasisBlock", "SymmetricContraction", "Contraction",
+    "LinearReadoutBlock", "NonLinearReadoutBlock", "NonLinearBiasReadoutBlock",
+}  # fmt: skip
 
 _ORIGINAL = "mace-torch's own forward pass in float64, given les_md's long-range energy"
 
@@ -121,10 +125,11 @@ def _require_supported(model: torch.nn.Module) -> None:
             f"the MACE model has embeddings of {inputs}, which no engine provides: not supported"
         )
     for path, module in model.named_modules():
-        if type(module).__name__ in _NOT_COMPILED:
+        block = type(module)
+        if module is not model and block.__module__.startswith("mace.") and block.__name__ not in _BLOCKS:
+            way_out = ": merge it with mace.modules.lora.merge_lora_weights" if "LoRA" in block.__name__ else ""
             raise UnsupportedModelError(
-                f"the MACE model has a {type(module).__name__}, which is not supported: mace-torch cannot "
-                "compile it to TorchScript"
+                f"the MACE model has a {block.__name__} ({path}), which is not supported{way_out}"
             )
         # What mace-torch puts on modules of cuEquivariance and OpenEquivariance that sum over neighbours themselves.
         for attribute in ("conv_fusion", "forward"):

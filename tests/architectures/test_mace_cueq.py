@@ -132,6 +132,14 @@ def test_openequivariance_is_refused(tmp_path):
         read_checkpoint(saved(model, tmp_path))
 
 
+def test_older_versions_are_refused(tmp_path):
+    """Versions up to 0.8 gave their constants attributes, functions among them."""
+    model = make_model(num_interactions=1)
+    model.r_max.remark = "not to be converted"
+    with pytest.raises(CheckpointError, match=r"cuEquivariance.*mace_cueq_to_e3nn"):
+        read_checkpoint(saved(model, tmp_path))
+
+
 def test_nothing_of_cuequivariance_is_called(tmp_path, monkeypatch):
     """A name of these packages in a pickle makes a stand-in, whatever it is; a function of others is still refused."""
 
