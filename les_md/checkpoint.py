@@ -218,16 +218,19 @@ _OEQ = (
     "`python -m mace.cli.convert_oeq_e3nn MODEL --output_model e3nn.model --return_model`"
 )
 
-_OLD_CUEQ = (
-    "tensors with attributes of their own, as versions 0.8 and before of cuEquivariance wrote; convert the model "
-    "where it was trained with `mace_cueq_to_e3nn MODEL --output_model e3nn.model --return_model`"
-)
-
 #: Why a package or class is not in the tables, where there is a way out.
 _HINTS = {
     "openequivariance": _OEQ,
     "mace.modules.wrapper_ops.OEQConfig": _OEQ,
-    "torch._tensor._rebuild_from_type_v2": _OLD_CUEQ,
+}
+
+
+#: Where a real checkpoint may ask for what is refused as unsafe.
+_UNSAFE_BUT_REAL = {
+    "torch._tensor._rebuild_from_type_v2": (
+        " (but a MACE model of an old cuEquivariance, such as 0.8, which gave tensors attributes: convert that where "
+        "it was trained with `mace_cueq_to_e3nn MODEL --output_model e3nn.model --return_model`)"
+    ),
 }
 
 
@@ -455,7 +458,10 @@ def _resolve(module: str, name: str) -> Any:
         raise CheckpointError(f"it needs {module}.{name}: {hint}")
     listed = any(module.startswith(entry) if entry.endswith(".") else module == entry for entry in _MODULE_CLASSES)
     if not plain or not (is_tuple or listed):
-        raise UnsafeCheckpointError(f"it asks for {module}.{name}, which no known checkpoint needs; nothing was run")
+        real = _UNSAFE_BUT_REAL.get(f"{module}.{name}", "")
+        raise UnsafeCheckpointError(
+            f"it asks for {module}.{name}, which no known checkpoint needs{real}; nothing was run"
+        )
     try:
         found = vars(_import(module)).get(name)
     except ImportError as error:

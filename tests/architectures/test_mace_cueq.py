@@ -133,7 +133,7 @@ def test_openequivariance_is_refused(tmp_path):
 
 
 def test_older_versions_are_refused(tmp_path):
-    """Versions up to 0.8 gave their constants attributes, functions among them."""
+    """Version 0.8 gave its constants attributes, functions among them."""
     model = make_model(num_interactions=1)
     model.r_max.remark = "not to be converted"
     with pytest.raises(CheckpointError, match=r"cuEquivariance.*mace_cueq_to_e3nn"):
