@@ -404,6 +404,28 @@ def test_in_blocks(variant, frozen, tmp_path):
     assert len(state) == 1 + trained.num_layers  # features, no tape
 
 
+def test_blocks_that_nothing_depends_on_are_skipped(tmp_path):
+    """Cotangents of the first atoms alone, as of a process and its halo: the same gradient from fewer layers."""
+    model = make_model(num_interactions=3, hidden_irreps=o3.Irreps("3x0e"))
+    trained = mace.load(read_checkpoint(saved(model, tmp_path)), options=LoadOptions(dtype=torch.float64))
+    atoms = ase.Atoms("HOSi" * 8, [[1.9 * i, 0.3 * (i % 2), 0.2 * (i % 3)] for i in range(24)])  # a chain
+    graph = inputs(trained, atoms)[:3]
+    energy_cotangent = torch.zeros(24, dtype=torch.float64)
+    energy_cotangent[:2] = 1.0
+    charge_cotangent = torch.zeros(24, 1, dtype=torch.float64)
+    charge_cotangent[1] = -0.7
+    whole = WholeEvaluation(trained.network)
+    expected = whole.pull_back(*graph, whole(*graph)[2], energy_cotangent, charge_cotangent)
+    evaluation = LayeredEvaluation(trained.network, block_size=2, whole_up_to=0)
+    state = evaluation(*graph)[2]
+    evaluated = []
+    layer = trained.network.layer
+    trained.network.layer = lambda number, *arguments: evaluated.append(number) or layer(number, *arguments)
+    assert_same(evaluation.pull_back(*graph, state, energy_cotangent, charge_cotangent), expected, 1e-12)
+    # Of twelve blocks, an atom's neighbours within 3.7 Å being the one before and the one after.
+    assert [evaluated.count(number) for number in (2, 1, 0)] == [1, 2, 2]
+
+
 def test_original_takes_the_cell_of_each_call(tmp_path):
     model = make_model()
     trained = mace.load(read_checkpoint(saved(model, tmp_path)), options=LoadOptions(dtype=torch.float64))
