@@ -1,5 +1,6 @@
 # make install | make demo | make test: each starts from Python 3.11, a C++ compiler and make, and can be repeated.
-# make test-nequip: the tests of NequIP and Allegro models, in an environment of its own (their e3nn is not mace-torch's).
+# make test-nequip: the tests of NequIP and Allegro models, in an environment of its own (their e3nn is not mace-torch's);
+# then what was exported there in all engines of the main environment.
 # make test-torchforce: the OpenMM tests with openmm-torch too, in an environment of its own (its wheels need torch 2.9).
 PYTHON ?= python3.11
 VENV := .venv
@@ -43,8 +44,9 @@ lint: install
 test: install lint
 	$(BIN)/python -m pytest -n 2
 
-test-nequip: install-nequip
+test-nequip: install install-nequip
 	$(NEQUIP)/bin/python -m pytest -n 2 tests/architectures
+	LES_MD_NEQUIP_PYTHON=$(NEQUIP)/bin/python $(BIN)/python -m pytest -n 2 tests/engines -k "NequIP or Allegro"
 
 test-torchforce: install-torchforce
 	LES_MD_TEST_TORCHFORCE=1 $(TORCHFORCE)/bin/python -m pytest -n 2 tests/openmm

@@ -340,6 +340,7 @@ void PairMLIAPLES::init_style()
   if (write_charges_ && model_->info().n_q != 1)
     error->all(FLERR, "Pair_style mliap/les charges yes needs a model with one charge per atom, this one has {}",
                model_->info().n_q);
+  if (write_charges_) check_charges_of_others();
   check_boundaries();
   check_neighbor_settings();
 
@@ -413,6 +414,27 @@ void PairMLIAPLES::request_ghosts()
                "{:g}",
                comm->cutghostuser, needed, info.num_layers, info.cutoff, neighbor->skin,
                std::ceil(10.0 * needed_by_all) / 10.0);
+}
+
+/* ----------------------------------------------------------------------
+   an atom has one charge: of two models under pair_style hybrid the second would overwrite what the first wrote
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::check_charges_of_others() const
+{
+  const PairMLIAPLES *last = nullptr;
+  for (int n = 1;; ++n) {
+    const auto *other = dynamic_cast<const PairMLIAPLES *>(force->pair_match("^mliap/les", 0, n));
+    if (!other || other == last) break;
+    last = other;
+    if (other == this || !other->write_charges_ || !other->model_) continue;
+    for (int type = 1; type <= atom->ntypes; ++type)
+      if (type_of_[type] >= 0 && other->type_of_[type] >= 0)
+        error->all(FLERR,
+                   "Pair style mliap/les: two models with charges yes act on atom type {}, which has one charge: give "
+                   "charges yes to one of them, and read the other's charges by fix pair",
+                   type);
+  }
 }
 
 /* ----------------------------------------------------------------------

@@ -32,6 +32,7 @@ class PairMLIAPLES : public Pair {
 
  private:
   void allocate();
+  void check_charges_of_others() const;
   void check_boundaries() const;
   void check_neighbor_settings() const;
   double needed_ghost_cutoff() const;

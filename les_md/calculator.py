@@ -81,6 +81,8 @@ class LESCalculator(Calculator):
     def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)) -> None:
         """Evaluate the model once; Born effective charges only if they are among ``properties``."""
         super().calculate(atoms, properties, system_changes)
+        # Whoever calls this directly has not been through ASE's reset: nothing of another structure may stay.
+        self.results = {}
         atoms = self.atoms
         self._check_boundaries(atoms)
         configuration = (

@@ -25,8 +25,9 @@ What is left to a hostile file: being wrong, large or slow, and storing unexpect
 classes. Methods of these then work on strange values, but the only functions among such values are activation
 functions.
 
-Classes of packages that are not needed or not to be had (``cace``, ``les``, ``nequip_les``) become a ``StandIn`` that
-stores their state; these packages are never imported, installed or not.
+Classes of packages that are not needed or not to be had (``cace``, ``cuequivariance``, ``les``, ``nequip_les``) become
+a ``StandIn`` that stores their state; these packages are never imported, installed or not. Where a file calls something
+of cuEquivariance, a stand-in stores the arguments.
 """
 
 from __future__ import annotations
@@ -217,7 +218,16 @@ def _describe_foreign(path: str) -> str:
 # ---- names
 
 #: Packages whose classes become stand-ins. Graph modules refer to classes of torch.fx that made them.
-_STAND_IN_PACKAGES = ("cace", "les", "nequip_les", "torch.fx")
+_STAND_IN_PACKAGES = ("cace", "cuequivariance", "cuequivariance_torch", "les", "nequip_les", "torch.fx")
+
+#: Classes that become stand-ins, of modules whose other classes do not.
+_STAND_IN_CLASSES = {
+    ("mace.modules.wrapper_ops", "CuEquivarianceConfig"),
+    ("mace.tools.cg", "O3_e3nn"),
+}
+
+#: Stand-ins may be made with arguments, which they store, if their class is in these packages.
+_STAND_INS_WITH_ARGUMENTS = ("cuequivariance.", "cuequivariance_torch.")
 
 #: Modules, and prefixes of modules, whose torch.nn.Module subclasses are taken as they are.
 _MODULE_CLASSES = (
@@ -247,16 +257,24 @@ _MOVED = {("mace.modules.models", "MACELES"): ("mace.modules.extensions", "MACEL
 
 _INSTALL = "pip install 'les_md[mace]'"
 
-_CUEQ = "the model was made for cuEquivariance; convert it back with mace.cli.convert_cueq_e3nn first"
-_OEQ = "the model was made for OpenEquivariance; convert it back with mace.cli.convert_oeq_e3nn first"
+_OEQ = (
+    "the model was made for OpenEquivariance, which is not supported; convert it back where it was trained with "
+    "`python -m mace.cli.convert_oeq_e3nn MODEL --output_model e3nn.model --return_model`"
+)
 
 #: Why a package or class is not in the tables, where there is a way out.
 _HINTS = {
-    "cuequivariance": _CUEQ,
-    "cuequivariance_torch": _CUEQ,
     "openequivariance": _OEQ,
-    "mace.modules.wrapper_ops.CuEquivarianceConfig": _CUEQ,
     "mace.modules.wrapper_ops.OEQConfig": _OEQ,
+}
+
+
+#: Where a real checkpoint may ask for what is refused as unsafe.
+_UNSAFE_BUT_REAL = {
+    "torch._tensor._rebuild_from_type_v2": (
+        " (but a MACE model of an old cuEquivariance, such as 0.8, which gave tensors attributes: convert that where "
+        "it was trained with `mace_cueq_to_e3nn MODEL --output_model e3nn.model --return_model`)"
+    ),
 }
 
 
@@ -474,7 +492,8 @@ def _resolve(module: str, name: str) -> Any:
         return _VALUES[key]
     package = module.split(".")[0]
     plain = all(part.isidentifier() for part in (*module.split("."), name))
-    if plain and any(f"{module}.".startswith(f"{entry}.") for entry in _STAND_IN_PACKAGES):
+    stands_in = key in _STAND_IN_CLASSES or any(f"{module}.".startswith(f"{entry}.") for entry in _STAND_IN_PACKAGES)
+    if plain and stands_in:
         return _stand_in_class(module, name)
     module, name = _MOVED.get(key, key)
     is_tuple = (module, name) in _TUPLE_CLASSES
@@ -483,7 +502,10 @@ def _resolve(module: str, name: str) -> Any:
         raise CheckpointError(f"it needs {module}.{name}: {hint}")
     listed = any(module.startswith(entry) if entry.endswith(".") else module == entry for entry in _MODULE_CLASSES)
     if not plain or not (is_tuple or listed):
-        raise UnsafeCheckpointError(f"it asks for {module}.{name}, which no known checkpoint needs; nothing was run")
+        real = _UNSAFE_BUT_REAL.get(f"{module}.{name}", "")
+        raise UnsafeCheckpointError(
+            f"it asks for {module}.{name}, which no known checkpoint needs{real}; nothing was run"
+        )
     try:
         found = vars(_import(module)).get(name)
     except ImportError as error:
@@ -535,10 +557,19 @@ def _describe(thing: Any) -> str:
     return f"{module}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
 
 
+def _takes_arguments(cls: Any) -> bool:
+    """Whether a class is a stand-in that stores the arguments it is made with; no constructor runs."""
+    return isinstance(cls, type) and issubclass(cls, StandIn) and cls.class_path.startswith(_STAND_INS_WITH_ARGUMENTS)
+
+
 def _new_object(cls: Any, arguments: tuple) -> Any:
     if cls is _FUNCTIONS["collections", "OrderedDict"] and arguments == ():
         return OrderedDict()
     if isinstance(cls, type):
+        if arguments and _takes_arguments(cls):
+            made = _new_object(cls, ())
+            made.arguments = arguments
+            return made
         if issubclass(cls, torch.nn.Module) and arguments == ():
             made = object.__new__(cls)
             torch.nn.Module.__init__(made)
@@ -617,6 +648,8 @@ class _RestrictedUnpickler(pickle._Unpickler):
         return storage
 
     def _call(self, function: Any, arguments: Any) -> Any:
+        if type(arguments) is tuple and _takes_arguments(function):
+            return _new_object(function, arguments)
         if id(function) not in _CALLABLE:
             raise UnsafeCheckpointError(f"it asks to call {_describe(function)}; nothing was run")
         if type(arguments) is not tuple:

@@ -131,6 +131,22 @@ def export(
     return ExportReport(output, metadata, list(model.notes))
 
 
+def ensure_exported(
+    model: str | Path, output: str | Path, *, dtype: str = "float64", short_range: bool = False
+) -> Path:
+    """Path of an exported file: ``model`` itself if it is one, else what ``export`` writes to ``output`` from it.
+
+    Parameters: ``model``, an exported file, a checkpoint, or the name of a bundled model; ``dtype`` and ``short_range``
+    as of ``export``, for what is not exported yet.
+
+    Raises: what ``export`` raises; ModelFileError for an exported file that cannot be read.
+    """
+    if Path(model).is_file() and model_file.is_exported(model):
+        model_file.read_metadata(model)
+        return Path(model)
+    return export(model, output, dtype=dtype, short_range=short_range).path
+
+
 #: Packages that took part in an export, by architecture.
 _PACKAGES = {
     "mace": ("mace-torch", "e3nn"),

@@ -126,7 +126,14 @@ class LayeredEvaluation(torch.nn.Module):
         for back in range(self.num_layers):
             number = self.num_layers - 1 - back
             of_features_before = torch.zeros_like(state[number])
+            needed = (energy_cotangent != 0.0).unsqueeze(1).to(torch.int64) + (charge_cotangent != 0.0).any(1, True)
+            if back > 0:
+                needed = needed + (of_features != 0.0).any(1, True)
+            counts = self._count_by_block(needed[:, 0])
             for block in range(len(starts) - 1):
+                # A process needs its own atoms only of the last layer, and around them one hop more of each before.
+                if counts[block] == 0:
+                    continue
                 members, local_index, count = self._block(index, starts, block, types.size(0))
                 first = block * self.block_size
                 block_vectors = vectors[starts[block] : starts[block + 1]].clone().requires_grad_(True)
@@ -163,6 +170,14 @@ class LayeredEvaluation(torch.nn.Module):
         starts: List[int] = torch.searchsorted(edge_index[0].contiguous(), first_atoms).tolist()  # noqa: UP006
         starts.append(edge_index.size(1))
         return starts
+
+    def _count_by_block(self, counts: Tensor) -> List[int]:  # noqa: UP006
+        """Sums over the atoms of each block of ``counts`` [N] int64."""
+        block = torch.div(torch.arange(counts.size(0), device=counts.device), self.block_size, rounding_mode="floor")
+        num_blocks = (counts.size(0) + self.block_size - 1) // self.block_size
+        sums = torch.zeros([num_blocks], dtype=counts.dtype, device=counts.device)
+        result: List[int] = sums.index_add(0, block, counts).tolist()  # noqa: UP006
+        return result
 
     def _block(
         self,

@@ -96,6 +96,14 @@ def read_metadata(path: str | Path) -> dict:
     return _read_metadata(path, str(path))
 
 
+def is_exported(path: str | Path) -> bool:
+    """Whether ``les-export`` wrote this file, in whatever format; a checkpoint or anything else is not."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(f"/extra/{METADATA_NAME}") for name in archive.namelist())
+
+
 def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
     try:
         with zipfile.ZipFile(file) as archive:

@@ -131,6 +131,18 @@ def test_born_effective_charges_are_derivatives(model):
         np.testing.assert_allclose(z[atom, :, axis], (polarisation[1] - polarisation[0]) / 2e-4, rtol=1e-5, atol=1e-6)
 
 
+def test_nothing_of_an_earlier_structure_stays(model):
+    """Also where ``calculate`` is called directly, which does not go through ASE's reset."""
+    calculator = LESCalculator(model)
+    first, second = configuration("water"), configuration("cluster")
+    first.set_cell(first.cell * 1.01)
+    calculator.calculate(first, ["energy", "born_effective_charges"])
+    calculator.calculate(second, ["energy"])
+    assert "stress" not in calculator.results
+    born = calculator.get_born_effective_charges(second)
+    np.testing.assert_array_equal(born, LESCalculator(model).get_born_effective_charges(second))
+
+
 def test_isolated_atom_and_empty_neighbourhood(model):
     calculator = LESCalculator(model)
     atoms = ase.Atoms("OH", [[0, 0, 0], [0, 0, 30.0]])

@@ -13,6 +13,7 @@ from openmm import app, unit
 from tqdm import tqdm
 
 from les_md import LESForce, export
+from les_md.allocator import keep_freed_memory
 from les_md.openmm import LESReporter
 
 HERE = Path(__file__).resolve().parent
@@ -67,6 +68,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.steps < 500:
         parser.error("--steps must be at least 500: fewer give nothing to analyse")
+    keep_freed_memory()  # the large arrays of a step need not be mapped afresh
     options.output.mkdir(parents=True, exist_ok=True)
     print("exporting", options.model)
     model = export(options.model, options.output / "organics.pt").path

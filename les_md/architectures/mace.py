@@ -34,12 +34,16 @@ name = "mace"
 #: Models whose energy and charges are those above.
 _MODELS = ("MACE", "ScaleShiftMACE", "MACELES")
 
-#: Blocks that mace-torch (0.3.16) itself cannot compile to TorchScript.
-_NOT_COMPILED = (
-    "RealAgnosticAttResidualInteractionBlock",
-    "RealAgnosticResidualNonLinearInteractionBlock",
-    "GatedEquivariantBlock",
-)
+#: Blocks of such models that are understood here. mace-torch (0.3.16) cannot compile attention and gated blocks itself.
+_BLOCKS = {
+    "LinearNodeEmbeddingBlock", "AtomicEnergiesBlock", "ScaleShiftBlock", "ZBLBasis",
+    "RadialEmbeddingBlock", "BesselBasis", "GaussianBasis", "ChebychevBasis", "PolynomialCutoff",
+    "AgnesiTransform", "SoftTransform",
+    "RealAgnosticInteractionBlock", "RealAgnosticResidualInteractionBlock",
+    "RealAgnosticDensityInteractionBlock", "RealAgnosticDensityResidualInteractionBlock", "reshape_irreps",
+    "EquivariantProductBasisBlock", "SymmetricContraction", "Contraction",
+    "LinearReadoutBlock", "NonLinearReadoutBlock", "NonLinearBiasReadoutBlock",
+}  # fmt: skip
 
 _ORIGINAL = "mace-torch's own forward pass in float64, given les_md's long-range energy"
 
@@ -70,9 +74,12 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
 
     # Imports e3nn and mace, which are there: the checkpoint is made of them.
     from les_md.architectures.e3nn_code import generate_code
+    from les_md.architectures.mace_cuequivariance import convert_to_e3nn
     from les_md.architectures.mace_network import MACENetwork
 
     stored_dtype = model.r_max.dtype
+    if convert_to_e3nn(model):
+        notes.append("the modules of cuEquivariance were replaced by e3nn's, with the same weights")
     generate_code(model)
     model.double().eval().requires_grad_(False)
     original = _Original(copy.deepcopy(model), head, long_range)
@@ -118,16 +125,20 @@ def _require_supported(model: torch.nn.Module) -> None:
             f"the MACE model has embeddings of {inputs}, which no engine provides: not supported"
         )
     for path, module in model.named_modules():
-        if type(module).__name__ in _NOT_COMPILED:
+        block = type(module)
+        if module is not model and block.__module__.startswith("mace.") and block.__name__ not in _BLOCKS:
+            way_out = ": merge it with mace.modules.lora.merge_lora_weights" if "LoRA" in block.__name__ else ""
             raise UnsupportedModelError(
-                f"the MACE model has a {type(module).__name__}, which is not supported: mace-torch cannot "
-                "compile it to TorchScript"
+                f"the MACE model has a {block.__name__} ({path}), which is not supported{way_out}"
             )
-        if "forward" in module.__dict__ or "conv_fusion" in module.__dict__:
-            raise UnsupportedModelError(
-                f"{path} of the MACE model is accelerated (cuEquivariance or OpenEquivariance): convert the model "
-                "back to e3nn first"
-            )
+        # What mace-torch puts on modules of cuEquivariance and OpenEquivariance that sum over neighbours themselves.
+        for attribute in ("conv_fusion", "forward"):
+            if attribute in module.__dict__:
+                raise UnsupportedModelError(
+                    f"{path} of the MACE model is accelerated with conv_fusion, which is not supported; convert the "
+                    "model where it was trained with `mace_cueq_to_e3nn MODEL --output_model e3nn.model "
+                    "--return_model`, or with `python -m mace.cli.convert_oeq_e3nn` and the same options"
+                )
 
 
 def _choose_head(model: torch.nn.Module, wanted: str | None, notes: list[str]) -> int:

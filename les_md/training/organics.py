@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from les_md.allocator import keep_freed_memory
 from les_md.architectures.cace import native_checkpoint
 from les_md.architectures.cace_network import CACEConfiguration
 from les_md.electrostatics.parameters import LongRangeParameters
-from les_md.training.allocator import keep_freed_memory
 from les_md.training.bond_guard import BondGuard
 from les_md.training.contact_guard import ContactGuard
 from les_md.training.crowd_guard import CrowdGuard

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from les_md.allocator import keep_freed_memory
 from les_md.architectures.cace import native_checkpoint
 from les_md.architectures.cace_network import CACEConfiguration
 from les_md.electrostatics.parameters import LongRangeParameters
-from les_md.training.allocator import keep_freed_memory
 from les_md.training.bond_guard import BondGuard
 from les_md.training.dataset import Frame, read_frames
 from les_md.training.fit import EnergyModel, Schedule, errors, fit

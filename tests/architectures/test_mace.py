@@ -18,7 +18,7 @@ from mace import modules as mace_modules
 from mace.modules.extensions import MACELES
 
 from les_md.architectures import LoadOptions, NoLatentChargesError, UnsupportedModelError, mace
-from les_md.checkpoint import CheckpointError, StandIn, read_checkpoint
+from les_md.checkpoint import StandIn, read_checkpoint
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import NORM_FACTOR_BEFORE_2026, LongRangeParameters
 from les_md.layered_evaluation import LayeredEvaluation, WholeEvaluation
@@ -404,6 +404,28 @@ def test_in_blocks(variant, frozen, tmp_path):
     assert len(state) == 1 + trained.num_layers  # features, no tape
 
 
+def test_blocks_that_nothing_depends_on_are_skipped(tmp_path):
+    """Cotangents of the first atoms alone, as of a process and its halo: the same gradient from fewer layers."""
+    model = make_model(num_interactions=3, hidden_irreps=o3.Irreps("3x0e"))
+    trained = mace.load(read_checkpoint(saved(model, tmp_path)), options=LoadOptions(dtype=torch.float64))
+    atoms = ase.Atoms("HOSi" * 8, [[1.9 * i, 0.3 * (i % 2), 0.2 * (i % 3)] for i in range(24)])  # a chain
+    graph = inputs(trained, atoms)[:3]
+    energy_cotangent = torch.zeros(24, dtype=torch.float64)
+    energy_cotangent[:2] = 1.0
+    charge_cotangent = torch.zeros(24, 1, dtype=torch.float64)
+    charge_cotangent[1] = -0.7
+    whole = WholeEvaluation(trained.network)
+    expected = whole.pull_back(*graph, whole(*graph)[2], energy_cotangent, charge_cotangent)
+    evaluation = LayeredEvaluation(trained.network, block_size=2, whole_up_to=0)
+    state = evaluation(*graph)[2]
+    evaluated = []
+    layer = trained.network.layer
+    trained.network.layer = lambda number, *arguments: evaluated.append(number) or layer(number, *arguments)
+    assert_same(evaluation.pull_back(*graph, state, energy_cotangent, charge_cotangent), expected, 1e-12)
+    # Of twelve blocks, an atom's neighbours within 3.7 Å being the one before and the one after.
+    assert [evaluated.count(number) for number in (2, 1, 0)] == [1, 2, 2]
+
+
 def test_original_takes_the_cell_of_each_call(tmp_path):
     model = make_model()
     trained = mace.load(read_checkpoint(saved(model, tmp_path)), options=LoadOptions(dtype=torch.float64))
@@ -503,15 +525,6 @@ def test_embeddings_are_refused(tmp_path):
     path = saved(make_model(mace_modules.ScaleShiftMACE, embedding_specs=specs), tmp_path)
     with pytest.raises(UnsupportedModelError, match="total_charge"):
         mace.load(read_checkpoint(path), options=LoadOptions(allow_short_range=True))
-
-
-def test_accelerated_models_are_refused(tmp_path):
-    from mace.modules.wrapper_ops import CuEquivarianceConfig
-
-    model = make_model()
-    model.products[0].cueq_config = CuEquivarianceConfig(enabled=True)
-    with pytest.raises(CheckpointError, match=r"cuEquivariance.*convert"):
-        read_checkpoint(saved(model, tmp_path))
 
 
 def test_other_checkpoints_do_not_match():

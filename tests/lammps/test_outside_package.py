@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from les_md import LESCalculator
+from les_md.architectures import architectures
 from tests.lammps.conftest import lmp, water, write_data
 
 PACKAGE = Path(__file__).resolve().parents[1] / "architectures" / "outside_package"
+KJ_PER_MOL = 1.602176634e-19 * 6.02214076e23 / 1000.0  # per eV
 INPUT = """
 units metal
 atom_style atomic
@@ -68,8 +71,10 @@ def test_package_installed_by_pip(site, plugin, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(export, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    # The exported file stands alone: neither LAMMPS nor ASE has the package on its path.
+    # The exported file stands alone: it runs after the package is gone, in an architecture that nobody here knows.
+    shutil.rmtree(site)
     assert "les_behler" not in sys.modules
+    assert "behler" not in architectures()
     atoms = water((2, 2, 2))
     atoms.calc = LESCalculator(tmp_path / "behler.pt")
     want = atoms.get_forces()
@@ -83,3 +88,15 @@ def test_package_installed_by_pip(site, plugin, tmp_path):
         assert float(lines[row + 1].split()[1]) == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
         forces = np.loadtxt(tmp_path / "forces.txt", skiprows=9)[:, 1:]
         np.testing.assert_allclose(forces, want, atol=1e-10 * np.abs(want).max())
+    openmm = pytest.importorskip("openmm", reason="needs OpenMM (pip install 'les_md[openmm]')")
+    from les_md.openmm import LESForce
+
+    system = openmm.System()
+    system.setDefaultPeriodicBoxVectors(*(atoms.cell.array / 10.0))
+    for mass in atoms.get_masses():
+        system.addParticle(mass)
+    system.addForce(LESForce(tmp_path / "behler.pt", atoms.numbers, periodic=True))
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(atoms.positions / 10.0)
+    in_openmm = context.getState(forces=True).getForces(asNumpy=True)._value / 10.0 / KJ_PER_MOL
+    np.testing.assert_allclose(in_openmm, want, atol=1e-9 * np.abs(want).max())

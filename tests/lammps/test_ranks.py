@@ -7,11 +7,7 @@ one start evaluates all cases of one number of ranks, one after the other, and e
 
 from __future__ import annotations
 
-import contextlib
 import re
-import subprocess
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import ase
@@ -20,7 +16,6 @@ import pytest
 from conftest import (
     ELEMENTS,
     TILTED,
-    lmp,
     random_atoms,
     water,
     write_chgnet,
@@ -29,145 +24,30 @@ from conftest import (
     write_undirected_chgnet,
 )
 
+from tests.lammps.evaluations import (
+    Case,
+    Evaluations,
+    cluster,
+    deviations,
+    half_filled,
+    rank_count,
+    run_script,
+    snapshots,
+    tables,
+    uneven,
+)
+from tests.sharing import shared_folder
+
 TOLERANCE = 1e-10
 
 
-# ---- running cases
-
-
-@dataclass
-class Case:
-    """One configuration and potential; ``layouts`` are the processor grids, more than one rank, to compare on.
-
-    A layout ending in " rcb" uses ``comm_style tiled`` and ``balance 1.0 rcb``. ``pair`` replaces the pair commands
-    of a plain ``pair_style mliap/les``; MODEL in it stands for the file of ``model``, and other models are named by
-    their key in braces.
-    """
-
-    atoms: ase.Atoms
-    layouts: tuple[str, ...]
-    model: str = "1 layer"
-    keywords: str = ""
-    boundary: str = "p p p"
-    pair: str = ""
-    settings: str = ""  # after reading the data, before the pair style
-    after: str = ""  # after the pair style
-    elements: tuple[str, ...] = ELEMENTS
-    num_charges: int = 1
-    instance: str = "mliap/les"  # as compute pair and fix pair name it
-    ids: tuple[int, ...] | None = None
-    units: str = "metal"
-    shares: tuple[int, ...] = ()  # expected numbers of own atoms of all ranks on the first layout, if that is the point
-
-
-@dataclass
-class Evaluated:
-    energy: float
-    virial: np.ndarray
-    split: np.ndarray  # of compute pair: total, short-range, long-range
-    ids: np.ndarray
-    forces: np.ndarray
-    energies: np.ndarray
-    charges: np.ndarray
-    owners: np.ndarray  # rank that has the atom
-    log: str
-
-
-def rank_count(layout: str) -> int:
-    return int(np.prod([int(n) for n in layout.split()[0].split("x")]))
-
-
-def commands_of(tag: str, case: Case, layout: str, folder: Path, models: dict[str, Path]) -> str:
-    """Commands that evaluate a case and leave ``tag.atoms``, ``tag.values`` and ``tag.log`` in the folder."""
-    grid, _, tiled = layout.partition(" ")
-    write_data(folder / f"{tag}.data", case.atoms, case.elements, "atomic", case.ids)
-    pair = case.pair or f"pair_style mliap/les {case.keywords}\npair_coeff * * MODEL {' '.join(case.elements)}"
-    pair = pair.replace("MODEL", str(models[case.model]))
-    for name in re.findall(r"\{(.*?)\}", pair):
-        pair = pair.replace(f"{{{name}}}", str(models[name]))
-    columns = {0: "", 1: "f_q", 2: "f_q[1] f_q[2]"}[case.num_charges]
-    keep = f"fix q all pair 1 {case.instance.replace(' ', ':')} charge 0" if case.num_charges else ""
-    values = ["pe", *[f"c_virial[{k + 1}]" for k in range(6)], "c_split", "c_split[1]", "c_split[2]"]
-    return f"""
-clear
-log {tag}.log
-units {case.units}
-boundary {case.boundary}
-box tilt large
-processors {grid.replace("x", " ")}
-comm_style {"tiled" if tiled else "brick"}
-read_data {tag}.data
-neighbor 1.0 bin
-{case.settings}
-{"balance 1.0 rcb" if tiled else ""}
-{pair}
-{case.after}
-{keep}
-compute split all pair {case.instance}
-compute each all pe/atom
-compute owner all property/atom proc
-compute virial all pressure NULL virial
-thermo_style custom step {" ".join(values)}
-thermo_modify norm no
-dump d all custom 1 {tag}.atoms id fx fy fz c_each c_owner {columns}
-dump_modify d sort id format float %.17g
-run 0
-print "{" ".join(f"$({value}:%.17g)" for value in values)}" file {tag}.values
-"""
-
-
-def read(tag: str, folder: Path) -> Evaluated:
-    values = np.array((folder / f"{tag}.values").read_text().split(), dtype=float)
-    table = np.loadtxt(folder / f"{tag}.atoms", skiprows=9, ndmin=2)
-    return Evaluated(
-        energy=values[0],
-        virial=values[1:7],
-        split=values[7:10],
-        ids=table[:, 0].astype(int),
-        forces=table[:, 1:4],
-        energies=table[:, 4],
-        owners=table[:, 5].astype(int),
-        charges=table[:, 6:],
-        log=(folder / f"{tag}.log").read_text(),
-    )
-
-
-def slug(text: str) -> str:
-    return re.sub(r"\W+", "_", text)
-
-
-class Evaluations:
-    """All cases on one number of ranks, evaluated by one start of ``lmp`` when the first of them is asked for."""
-
-    def __init__(self, folder: Path, models: dict[str, Path]) -> None:
-        self.folder, self.models = folder, models
-        self.finished: dict[int, subprocess.CompletedProcess] = {}
-        self.work = defaultdict(list)
-        for name, case in CASES.items():
-            if case.model in models:
-                self.work[1].append((name, "1x1x1"))
-                for layout in case.layouts:
-                    self.work[rank_count(layout)].append((name, layout))
-
-    def __call__(self, name: str, layout: str) -> Evaluated:
-        ranks = rank_count(layout)
-        if ranks not in self.finished:
-            script = "".join(
-                commands_of(slug(f"{n}-{where}"), CASES[n], where, self.folder, self.models)
-                for n, where in self.work[ranks]
-            )
-            self.finished[ranks] = lmp(script, self.folder, ranks=ranks)
-        tag = slug(f"{name}-{layout}")
-        done = self.finished[ranks]
-        if not (self.folder / f"{tag}.values").is_file():
-            pytest.fail(f"{name} on {layout} was not evaluated:\n{(done.stdout + done.stderr)[-3000:]}")
-        return read(tag, self.folder)
+# ---- models and cases
 
 
 @pytest.fixture(scope="module")
 def rank_models(models, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("rank_models")
-    made = {
+    return {
         "1 layer": models["water"],
         "2 layers": write_model(folder / "two.pt", num_message_passing=1),
         "3 layers": write_model(folder / "three.pt", num_message_passing=2),
@@ -181,61 +61,14 @@ def rank_models(models, tmp_path_factory) -> dict[str, Path]:
         "CHGNet of chgnet, 3 blocks": write_undirected_chgnet(folder / "chgnet_undirected_three.pt", 3),
         "gentle, 2 layers": write_model(folder / "gentle.pt", num_message_passing=1, softness=10.0),
     }
-    with contextlib.suppress(ImportError):  # its cases are skipped then
-        made["MACE"] = write_mace(folder)
-    return made
-
-
-def write_mace(folder: Path) -> Path:
-    """A small random MACE with two interactions and latent charges, through les_md.export."""
-    import mace  # noqa: F401  (ImportError if it is not there)
-
-    from les_md import export
-    from tests.architectures import test_mace
-
-    with pytest.MonkeyPatch.context() as patch:
-        test_mace.les_package.__wrapped__(patch)
-        source = test_mace.saved(test_mace.make_model(), folder)
-        return export(source, folder / "mace.pt", dtype="float64").path
 
 
 @pytest.fixture(scope="module")
 def evaluations(rank_models, plugin, tmp_path_factory) -> Evaluations:
-    return Evaluations(tmp_path_factory.mktemp("ranks"), rank_models)
-
-
-def deviations(result: Evaluated, reference: Evaluated) -> dict[str, float]:
-    """Largest differences, each relative to the largest value of its kind."""
-    np.testing.assert_array_equal(result.ids, reference.ids)
-    found = {"energy": abs(result.energy - reference.energy) / abs(reference.energy)}
-    found["split"] = np.abs(result.split - reference.split).max() / abs(reference.energy)
-    for kind in ("forces", "virial", "energies", "charges"):
-        ours, theirs = getattr(result, kind), getattr(reference, kind)
-        if theirs.size:
-            found[kind] = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-3)
-    return found
+    return Evaluations(shared_folder(tmp_path_factory, "evaluations_of_ranks"), rank_models, CASES)
 
 
 # ---- cases
-
-
-def half_filled(length: float = 12.4) -> ase.Atoms:
-    """Water in the lower half of a box along x."""
-    atoms = water((2, 2, 2))
-    atoms.set_cell([length, 6.2, 6.2])
-    atoms.positions[:, 0] %= 6.2
-    return atoms
-
-
-def uneven() -> ase.Atoms:
-    """A box of 12.4 Å with water in one octant and thin vapour elsewhere, for balancing."""
-    atoms = water((2, 2, 2))
-    atoms.positions %= 6.2
-    vapour = water((2, 2, 2), 6.2)
-    inside = (vapour.positions % 12.4 < 6.9).all(1)
-    del vapour[[i for i in range(len(vapour)) if inside[i - i % 3 : i - i % 3 + 3].any()]]
-    atoms.set_cell([12.4] * 3)
-    return atoms + vapour
 
 
 def with_helium() -> ase.Atoms:
@@ -243,14 +76,6 @@ def with_helium() -> ase.Atoms:
     atoms = half_filled()
     helium = np.array([[7.5, 1.0, 1.0], [8.0, 4.0, 3.0], [9.9, 2.0, 5.0], [11.0, 5.0, 1.0]])
     return atoms + ase.Atoms("He4", positions=helium)
-
-
-def cluster(length: float = 14.0) -> ase.Atoms:
-    """Twelve atoms in the corner region of a larger box, in open space."""
-    atoms = random_atoms(np.diag([7.0, 7, 7]).tolist(), False, "HOHHOHHOHOHO")
-    atoms.set_cell([length] * 3)
-    atoms.positions += 0.3
-    return atoms
 
 
 RNG = np.random.default_rng(11)
@@ -347,7 +172,6 @@ CASES["one atom and its images, CHGNet"] = Case(
 for blocks in ("2 blocks", "3 blocks"):
     model = f"CHGNet of chgnet, {blocks}"
     CASES[f"water, {model}"] = Case(water((3, 2, 2)), ("2x1x1", "1x2x1", "2x2x1"), model, num_charges=0)
-CASES["MACE"] = Case(water(), ("2x1x1", "2x2x1"), "MACE")
 
 
 # ---- rank independence
@@ -359,8 +183,6 @@ CASES["MACE"] = Case(water(), ("2x1x1", "2x2x1"), "MACE")
 def test_every_number_of_ranks_gives_the_same(name, layout, evaluations):
     """Energy, its parts, forces, virial, per-atom energies and charges are those of one rank, to rounding."""
     case = CASES[name]
-    if case.model not in evaluations.models:
-        pytest.skip("mace-torch is not installed")
     reference = evaluations(name, "1x1x1")
     result = evaluations(name, layout)
     assert len(set(result.owners)) <= rank_count(layout)
@@ -393,25 +215,6 @@ def test_log_of_several_ranks(evaluations):
 
 
 # ---- trajectories
-
-
-def run_script(script: str, folder: Path, ranks: int) -> str:
-    """Runs an input with 17 digits in its tables; returns the log."""
-    done = lmp(script, folder, ranks=ranks)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return (folder / "log.lammps").read_text()
-
-
-def tables(log: str) -> list[np.ndarray]:
-    """The thermodynamic output of every run in a log, [lines, columns]."""
-    found = re.findall(r"\n +Step .*\n((?: *-?\d.*\n)+)", log)
-    return [np.array([line.split() for line in table.splitlines()], dtype=float) for table in found]
-
-
-def snapshots(path: Path) -> np.ndarray:
-    """A text dump, [frames, atoms, columns]."""
-    frames = path.read_text().split("ITEM: TIMESTEP\n")[1:]
-    return np.array([[line.split() for line in frame.splitlines()[8:]] for frame in frames], dtype=float)
 
 
 def start_of(folder: Path, grid: str, potential: str, model: Path) -> str:

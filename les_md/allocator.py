@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: training steps allocate the same large blocks again and again."""
+"""Keep freed memory in the process: training and MD steps allocate the same large blocks again and again."""
 
 from __future__ import annotations
 
