@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ase
+import ase.neighborlist
 import numpy as np
 import torch
 from ase.data import atomic_numbers, covalent_radii
@@ -49,24 +50,40 @@ def packed(elements: list[str], inner_cutoff: float = 0.0) -> ase.Atoms:
     return ase.Atoms(symbols, positions, cell=cell, pbc=True)
 
 
-def check_structures(elements: list[str], dl: float | None, inner_cutoff: float = 0.0) -> dict[str, ase.Atoms]:
+def check_structures(
+    elements: list[str], dl: float | None, cutoff: float, inner_cutoff: float = 0.0
+) -> dict[str, ase.Atoms]:
     """Named structures for the self-check of a model: periodic and isolated, holding every element.
 
-    ``dl`` (Å) of the model's long-range sum, None without one; ``inner_cutoff`` as of ``packed``. The periodic cells
-    are scaled slightly, where needed, so that no wave vector enters or leaves the truncated sum within the strains of a
-    finite difference.
+    ``dl`` (Å) of the model's long-range sum, None without one; ``cutoff`` (Å); ``inner_cutoff`` as of ``packed``. The
+    periodic cells are scaled slightly, where needed, so that within the strains of a finite difference no wave vector
+    enters or leaves the truncated sum, and no pair a cutoff: there some networks have a kink.
     """
     structures = {"packed crystal": packed(elements, inner_cutoff)}
     if {"H", "O"} <= set(elements):
         structures["water"] = water_box()
     for atoms in structures.values():
-        while dl is not None and not _wave_vectors_stable(atoms.cell.array, dl):
-            atoms.set_cell(atoms.cell.array * 1.002, scale_atoms=True)
+        factor = _steady_factor(atoms, dl, [cutoff, inner_cutoff])
+        atoms.set_cell(atoms.cell.array * factor, scale_atoms=True)
     cluster = structures["packed crystal"][: max(12, len(elements))].copy()
     cluster.set_pbc(False)
     cluster.set_cell(None)
     structures["cluster"] = cluster
     return structures
+
+
+def _steady_factor(atoms: ase.Atoms, dl: float | None, cutoffs: list[float], strain: float = 1.1e-4) -> float:
+    """Lowest factor of the cell from 1 to 1.1 with no pair at a cutoff; with many pairs, that with the fewest."""
+    factors = 1.0 + 5e-4 * np.arange(200)
+    crossing = np.zeros(len(factors))
+    for cutoff in cutoffs:
+        distances = ase.neighborlist.neighbor_list("d", atoms, cutoff * (1.0 + 2.0 * strain))
+        for i, factor in enumerate(factors):
+            crossing[i] += (np.abs(distances * factor - cutoff) < strain * cutoff).sum()
+    for i in np.argsort(crossing, kind="stable"):
+        if dl is None or _wave_vectors_stable(atoms.cell.array * factors[i], dl):
+            return float(factors[i])
+    raise RuntimeError("no cell of the check structures has a steady set of wave vectors")
 
 
 def _wave_vectors_stable(cell: np.ndarray, dl: float, strain: float = 1e-3) -> bool:

@@ -97,7 +97,9 @@ def export(
     if cutoff is not None and model.cutoff != cutoff:
         raise ValueError(f"the checkpoint stores its cutoff, {model.cutoff:g} Å: --cutoff does not apply")
     elements = [ase.data.chemical_symbols[z] for z in model.atomic_numbers]
-    structures = check_structures(elements, model.long_range.dl if model.long_range else None, model.inner_cutoff)
+    structures = check_structures(
+        elements, model.long_range.dl if model.long_range else None, model.cutoff, model.inner_cutoff
+    )
     references = {name: _reference(model, atoms) for name, atoms in structures.items()}
     sign, mean_charges = _charge_sign(charge_sign, model, structures, references)
 
