@@ -108,10 +108,10 @@ def test_long_range_beats_its_twin(held_out):
     long_range = errors_of(model("molten_salt_chgnet"), held_out)
     twin = errors_of(model("molten_salt_chgnet_short_range"), held_out)
     assert long_range.forces < 0.25 * twin.forces
-    assert long_range.energy < twin.energy
+    assert long_range.energy < 0.25 * twin.energy
     stored = torch.load(bundled_models()["molten_salt_chgnet"], weights_only=True)["training"]
     assert stored["force_field_charges"] == CHARGES
-    assert long_range.forces == pytest.approx(stored["errors"]["test"]["forces"], rel=0.15)
+    assert long_range.forces == pytest.approx(stored["errors"]["test"]["forces"], rel=0.01)
 
 
 def test_training(held_out, tmp_path):
