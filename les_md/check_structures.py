@@ -12,6 +12,8 @@ from les_md.electrostatics.ewald import wave_vector_multiplicity
 
 _WATER = np.array([[0.0, 0.0, 0.0], [0.757, 0.586, 0.0], [-0.757, 0.586, 0.0]])
 _SEED = 20260401
+#: Somewhat more than the strains of the finite differences in ``exporting``.
+_STRAIN = 1.5e-4
 
 
 def _random_rotation(generator: np.random.Generator) -> np.ndarray:
@@ -72,7 +74,7 @@ def check_structures(
     return structures
 
 
-def _steady_factor(atoms: ase.Atoms, dl: float | None, cutoffs: list[float], strain: float = 1.1e-4) -> float:
+def _steady_factor(atoms: ase.Atoms, dl: float | None, cutoffs: list[float], strain: float = _STRAIN) -> float:
     """Lowest factor of the cell from 1 to 1.1 with no pair at a cutoff; with many pairs, that with the fewest."""
     factors = 1.0 + 5e-4 * np.arange(200)
     crossing = np.zeros(len(factors))
@@ -86,7 +88,7 @@ def _steady_factor(atoms: ase.Atoms, dl: float | None, cutoffs: list[float], str
     raise RuntimeError("no cell of the check structures has a steady set of wave vectors")
 
 
-def _wave_vectors_stable(cell: np.ndarray, dl: float, strain: float = 1e-3) -> bool:
+def _wave_vectors_stable(cell: np.ndarray, dl: float, strain: float = _STRAIN) -> bool:
     counts = set()
     for factor in (1.0 - strain, 1.0, 1.0 + strain):
         multiplicity = wave_vector_multiplicity(torch.tensor(cell * factor), dl)
