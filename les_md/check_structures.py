@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ase
+import ase.neighborlist
 import numpy as np
 import torch
 from ase.data import atomic_numbers, covalent_radii
@@ -11,6 +12,8 @@ from les_md.electrostatics.ewald import wave_vector_multiplicity
 
 _WATER = np.array([[0.0, 0.0, 0.0], [0.757, 0.586, 0.0], [-0.757, 0.586, 0.0]])
 _SEED = 20260401
+#: Somewhat more than the strains of the finite differences in ``exporting``.
+_STRAIN = 1.5e-4
 
 
 def _random_rotation(generator: np.random.Generator) -> np.ndarray:
@@ -30,16 +33,18 @@ def water_box() -> ase.Atoms:
     return atoms
 
 
-def packed(elements: list[str]) -> ase.Atoms:
+def packed(elements: list[str], inner_cutoff: float = 0.0) -> ase.Atoms:
     """Atoms of all elements in turn on a jittered simple cubic grid, somewhat wider than bonds.
 
-    Parameters: ``elements`` in type order.
+    Parameters: ``elements`` in type order; neighbours are closer than ``inner_cutoff`` (Å) unless it is 0.
     """
     generator = np.random.default_rng(_SEED)
     size = 3
     while size**3 < 2 * len(elements):
         size += 1
     spacing = 3.0 * max(float(np.mean([covalent_radii[atomic_numbers[symbol]] for symbol in elements])), 0.6)
+    if inner_cutoff > 0.0:
+        spacing = min(spacing, 0.85 * inner_cutoff)
     cell = np.array([[1.03, 0.0, 0.0], [0.07, 0.99, 0.0], [-0.05, 0.04, 1.01]]) * spacing * size
     sites = np.array(list(np.ndindex(size, size, size)))
     symbols = [elements[index % len(elements)] for index in range(len(sites))]
@@ -47,18 +52,21 @@ def packed(elements: list[str]) -> ase.Atoms:
     return ase.Atoms(symbols, positions, cell=cell, pbc=True)
 
 
-def check_structures(elements: list[str], dl: float | None) -> dict[str, ase.Atoms]:
+def check_structures(
+    elements: list[str], dl: float | None, cutoff: float, inner_cutoff: float = 0.0
+) -> dict[str, ase.Atoms]:
     """Named structures for the self-check of a model: periodic and isolated, holding every element.
 
-    ``dl`` (Å) of the model's long-range sum, None without one. The periodic cells are scaled slightly, where needed, so
-    that no wave vector enters or leaves the truncated sum within the strains of a finite difference.
+    ``dl`` (Å) of the model's long-range sum, None without one; ``cutoff`` (Å); ``inner_cutoff`` as of ``packed``. The
+    periodic cells are scaled slightly, where needed, so that within the strains of a finite difference no wave vector
+    enters or leaves the truncated sum, and no pair a cutoff: there some networks have a kink.
     """
-    structures = {"packed crystal": packed(elements)}
+    structures = {"packed crystal": packed(elements, inner_cutoff)}
     if {"H", "O"} <= set(elements):
         structures["water"] = water_box()
     for atoms in structures.values():
-        while dl is not None and not _wave_vectors_stable(atoms.cell.array, dl):
-            atoms.set_cell(atoms.cell.array * 1.002, scale_atoms=True)
+        factor = _steady_factor(atoms, dl, [cutoff, inner_cutoff])
+        atoms.set_cell(atoms.cell.array * factor, scale_atoms=True)
     cluster = structures["packed crystal"][: max(12, len(elements))].copy()
     cluster.set_pbc(False)
     cluster.set_cell(None)
@@ -66,7 +74,21 @@ def check_structures(elements: list[str], dl: float | None) -> dict[str, ase.Ato
     return structures
 
 
-def _wave_vectors_stable(cell: np.ndarray, dl: float, strain: float = 1e-3) -> bool:
+def _steady_factor(atoms: ase.Atoms, dl: float | None, cutoffs: list[float], strain: float = _STRAIN) -> float:
+    """Lowest factor of the cell from 1 to 1.1 with no pair at a cutoff; with many pairs, that with the fewest."""
+    factors = 1.0 + 5e-4 * np.arange(200)
+    crossing = np.zeros(len(factors))
+    for cutoff in cutoffs:
+        distances = ase.neighborlist.neighbor_list("d", atoms, cutoff * (1.0 + 2.0 * strain))
+        for i, factor in enumerate(factors):
+            crossing[i] += (np.abs(distances * factor - cutoff) < strain * cutoff).sum()
+    for i in np.argsort(crossing, kind="stable"):
+        if dl is None or _wave_vectors_stable(atoms.cell.array * factors[i], dl):
+            return float(factors[i])
+    raise RuntimeError("no cell of the check structures has a steady set of wave vectors")
+
+
+def _wave_vectors_stable(cell: np.ndarray, dl: float, strain: float = _STRAIN) -> bool:
     counts = set()
     for factor in (1.0 - strain, 1.0, 1.0 + strain):
         multiplicity = wave_vector_multiplicity(torch.tensor(cell * factor), dl)

@@ -35,12 +35,14 @@ from __future__ import annotations
 import _compat_pickle
 import importlib
 import io
+import json
 import math
 import os
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy
@@ -106,6 +108,26 @@ class StandIn(torch.nn.Module):
         return found
 
 
+@dataclass(frozen=True)
+class SavedFolder:
+    """A folder as matgl's ``save`` writes it: arguments of a constructor, weights, and a description as JSON."""
+
+    arguments: dict
+    state: dict
+    description: dict
+
+    @property
+    def class_path(self) -> str:
+        """What is saved, as ``module.Class``, and the class of the model in it."""
+        model = self.arguments.get("model")
+        inner = f" of a {model.get('@class')}" if isinstance(model, dict) else ""
+        return f"{self.description.get('@module')}.{self.description.get('@class')}{inner}"
+
+
+#: The files of a ``SavedFolder``.
+FOLDER_FILES = ("model.pt", "state.pt", "model.json")
+
+
 class NotCalled:
     """What a call was for that was not made, e.g. a bound method fetched with getattr."""
 
@@ -117,7 +139,7 @@ class NotCalled:
 
 
 def read_checkpoint(path: str | os.PathLike) -> Any:
-    """The object in a file written by ``torch.save``, tensors on the CPU.
+    """The object in a file written by ``torch.save``, tensors on the CPU; a ``SavedFolder`` for a folder of matgl.
 
     Raises
     ------
@@ -127,6 +149,8 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     path = os.fspath(path)
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file")
+    if os.path.isdir(path):
+        return _read_folder(path)
     if not os.path.isfile(path):
         raise CheckpointError(f"{path} is not a file")
     if not zipfile.is_zipfile(path):
@@ -153,6 +177,26 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
         raise
     except Exception as error:  # A damaged pickle can fail anywhere in the interpreter.
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _read_folder(path: str) -> SavedFolder:
+    """The three files of a folder that matgl wrote."""
+    missing = [name for name in FOLDER_FILES if not os.path.isfile(os.path.join(path, name))]
+    if missing:
+        raise CheckpointError(
+            f"{path} is a folder, but not one that matgl's save wrote: it lacks {', '.join(missing)}. Give the "
+            "checkpoint file itself"
+        )
+    try:
+        with open(os.path.join(path, "model.json"), encoding="utf-8") as file:
+            description = json.load(file)
+    except ValueError as error:
+        raise CheckpointError(f"{os.path.join(path, 'model.json')} is damaged: {error}") from error
+    arguments, state = (read_checkpoint(os.path.join(path, name)) for name in FOLDER_FILES[:2])
+    for name, content in zip(FOLDER_FILES, (arguments, state, description), strict=True):
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{os.path.join(path, name)} holds no dictionary but a {type(content).__name__}")
+    return SavedFolder(dict(arguments), dict(state), description)
 
 
 def _describe_foreign(path: str) -> str:

@@ -15,7 +15,9 @@ def export_main(arguments: list[str] | None = None) -> int:
         description="Export a trained LES checkpoint to one TorchScript file for LAMMPS, OpenMM and ASE. The file is "
         "compared with the original before it is written.",
     )
-    parser.add_argument("checkpoint", help="trained checkpoint, or the name of a bundled model (see: les-md models)")
+    parser.add_argument(
+        "checkpoint", help="trained checkpoint (file or folder), or the name of a bundled model (see: les-md models)"
+    )
     parser.add_argument("-o", "--output", metavar="OUT.pt", help="file to write (default: the checkpoint's name, .pt)")
     parser.add_argument(
         "--dtype",
@@ -38,6 +40,9 @@ def export_main(arguments: list[str] | None = None) -> int:
         "element is negative; keep or flip: relative to the checkpoint",
     )
     parser.add_argument("--head", help="which head of a multi-head model")
+    parser.add_argument(
+        "--cutoff", type=float, metavar="R", help="cutoff in Å of a checkpoint that holds weights alone"
+    )
     parser.add_argument(
         "--short-range",
         action="store_true",
@@ -80,9 +85,10 @@ def _export(options: argparse.Namespace) -> None:
 
     from les_md.exporting import export
 
-    # What e3nn and mace warn of when they are imported and scripted concerns their authors, not our user.
+    # What e3nn, mace and pymatgen warn of when they are imported and used concerns their authors, not our user.
     warnings.filterwarnings("ignore", message="Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected")
     warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support instance-level annotations")
+    warnings.filterwarnings("ignore", message="No Pauling electronegativity for")
     report = export(
         options.checkpoint,
         options.output,
@@ -90,6 +96,7 @@ def _export(options: argparse.Namespace) -> None:
         norm_factor=options.norm_factor,
         charge_sign=options.charge_sign,
         head=options.head,
+        cutoff=options.cutoff,
         short_range=options.short_range,
     )
     print_metadata(report.metadata)

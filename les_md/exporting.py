@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -18,7 +19,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from les_md import model_file
 from les_md.architectures import LoadOptions, TrainedModel, find_architecture
 from les_md.check_structures import check_structures
-from les_md.checkpoint import read_checkpoint
+from les_md.checkpoint import FOLDER_FILES, read_checkpoint
 from les_md.electronegativity import ELECTRONEGATIVITY
 from les_md.models import resolve_checkpoint
 from les_md.potential import FORMAT_VERSION, LESPotential
@@ -52,13 +53,14 @@ def export(
     norm_factor: float | None = None,
     charge_sign: str = "auto",
     head: str | None = None,
+    cutoff: float | None = None,
     short_range: bool = False,
 ) -> ExportReport:
     """Export a trained checkpoint for LAMMPS, OpenMM and ASE.
 
     Parameters
     ----------
-    checkpoint : file as its training code wrote it, or the name of a bundled model.
+    checkpoint : file or folder as its training code wrote it, or the name of a bundled model.
     output : file to write; by default the checkpoint's name with the suffix ``.pt``, in the current folder.
     dtype : arithmetic of the network, "float32" or "float64". Sums and electrostatics are always in float64.
     norm_factor : replaces the constant C of the long-range energy (eV Å/e²) that the checkpoint or its age implies.
@@ -66,6 +68,7 @@ def export(
         electronegative element a negative mean charge on a check structure, "keep" keeps the checkpoint's sign,
         "flip" reverses it.
     head : which head of a multi-head model.
+    cutoff : Å, for a checkpoint of weights alone that does not store its cutoff.
     short_range : accept a checkpoint without latent charges and export it as a short-range potential.
 
     Raises
@@ -84,13 +87,19 @@ def export(
         raise ValueError(f"the folder {output.parent} of the output file does not exist")
     if output.exists() and output.resolve() == source.resolve():
         raise ValueError(f"the output {output} would overwrite the checkpoint; choose another name with -o")
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    digest = _digest(source)
     contents = read_checkpoint(source)
     architecture = find_architecture(contents)
-    options = LoadOptions(dtype=torch.float64, norm_factor=norm_factor, head=head, allow_short_range=short_range)
+    options = LoadOptions(
+        dtype=torch.float64, norm_factor=norm_factor, head=head, cutoff=cutoff, allow_short_range=short_range
+    )
     model = architecture.load(contents, options=options)
+    if cutoff is not None and model.cutoff != cutoff:
+        raise ValueError(f"the checkpoint stores its cutoff, {model.cutoff:g} Å: --cutoff does not apply")
     elements = [ase.data.chemical_symbols[z] for z in model.atomic_numbers]
-    structures = check_structures(elements, model.long_range.dl if model.long_range else None)
+    structures = check_structures(
+        elements, model.long_range.dl if model.long_range else None, model.cutoff, model.inner_cutoff
+    )
     references = {name: _reference(model, atoms) for name, atoms in structures.items()}
     sign, mean_charges = _charge_sign(charge_sign, model, structures, references)
 
@@ -145,14 +154,25 @@ _PACKAGES = {
     "mace": ("mace-torch", "e3nn"),
     "nequip": ("nequip", "e3nn"),
     "allegro": ("nequip-allegro", "nequip", "e3nn"),
+    "chgnet": ("matgl", "chgnet"),
 }
 
 
 def _versions(architecture: str) -> dict[str, str]:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "ase": ase.__version__}
     for package in ("les_md", *_PACKAGES.get(architecture, ())):
-        versions[package] = importlib.metadata.version(package)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # only one of several may be needed
+            versions[package] = importlib.metadata.version(package)
     return versions
+
+
+def _digest(source: Path) -> str:
+    """SHA-256 of a file, or of the files of a folder one after the other."""
+    files = [source / name for name in FOLDER_FILES] if source.is_dir() else [source]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()
 
 
 @dataclass

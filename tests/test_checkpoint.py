@@ -377,7 +377,7 @@ def test_bound_methods_become_inert(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "nothing.pth")
-    with pytest.raises(CheckpointError, match="not a file"):
+    with pytest.raises(CheckpointError, match="is a folder, but not one that matgl's save wrote"):
         read_checkpoint(tmp_path)
 
 

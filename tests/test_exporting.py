@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import ase.neighborlist
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from les_md.cli import export_main, main
 from les_md.electrostatics import LongRangeParameters
 from les_md.exporting import ExportError
 from les_md.model_file import ModelFileError, read_metadata, write
+from les_md.potential import LESPotential
 
 
 def write_checkpoint(path, *, charges=1, reference_energies=(-13.6, -2041.8), seed=0, charge_bias=0.0, **changes):
@@ -153,7 +155,12 @@ def test_self_check_finds_a_wrong_model(checkpoint, tmp_path, monkeypatch):
         return 0.0 * original(energy_of_k, anisotropy, cell)
 
     monkeypatch.setattr(latent_ewald, "reciprocal_strain_derivative", wrong)
-    monkeypatch.setattr(torch.jit, "script", lambda module: module)
+    script = torch.jit.script
+
+    def script_all_but_potentials(module, *arguments, **options):
+        return module if isinstance(module, LESPotential) else script(module, *arguments, **options)
+
+    monkeypatch.setattr(torch.jit, "script", script_all_but_potentials)
     with pytest.raises(ExportError, match=r"does not reproduce the original.*\n.*stress on"):
         export(checkpoint, tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
@@ -161,11 +168,22 @@ def test_self_check_finds_a_wrong_model(checkpoint, tmp_path, monkeypatch):
 
 def test_check_structures_hold_every_element():
     for elements in (["O"], ["H", "O"], ["O", "Mg", "Al", "Au"], ["H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I"]):
-        structures = check_structures(elements, 2.0)
+        structures = check_structures(elements, 2.0, 4.5)
         assert set(structures["packed crystal"].get_chemical_symbols()) == set(elements)
         distances = structures["packed crystal"].get_all_distances(mic=True)
         assert distances[np.triu_indices(len(distances), 1)].min() > 0.8
         assert not structures["cluster"].pbc.any()
+
+
+@pytest.mark.parametrize("cutoff", [3.0, 3.6, 4.5, 6.0])
+def test_no_pair_of_a_check_structure_is_at_a_cutoff(cutoff):
+    """A network with a kink at its cutoff would differ from finite differences of itself there."""
+    structures = check_structures(["H", "O"], 2.0, cutoff, inner_cutoff=3.0)
+    for name in ("packed crystal", "water"):
+        for radius in (cutoff, 3.0):
+            distances = ase.neighborlist.neighbor_list("d", structures[name], radius + 0.1)
+            assert distances.min() < 3.0
+            assert np.abs(distances - radius).min() > 1e-4 * radius
 
 
 @pytest.mark.parametrize(
@@ -191,7 +209,9 @@ def test_wrong_files(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="does not exist"):
         export(checkpoint, tmp_path / "no" / "folder" / "out.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pth")
-    with pytest.raises(UnsupportedModelError, match=r"no architecture knows this checkpoint.*known: cace, mace"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"no architecture knows this checkpoint.*known: cace, chgnet, mace"
+    ):
         export(tmp_path / "other.pth", tmp_path / "out.pt")
     newer = torch.load(checkpoint, weights_only=True)
     newer["format_version"] = 99

@@ -44,12 +44,14 @@ class LoadOptions:
     dtype : of the network's parameters.
     norm_factor : replaces the constant C of the long-range energy, eV Å/e²; None: the checkpoint's, or its age's.
     head : which head of a multi-head model.
+    cutoff : Å, for a checkpoint that does not store its own.
     allow_short_range : accept a checkpoint without latent charges.
     """
 
     dtype: torch.dtype = torch.float64
     norm_factor: float | None = None
     head: str | None = None
+    cutoff: float | None = None
     allow_short_range: bool = False
 
 
@@ -85,6 +87,7 @@ class TrainedModel:
         each call; its energy includes the long-range energy.
     original_description : says what that path is.
     script : turns the network into a ScriptModule.
+    inner_cutoff : Å, a shorter cutoff of some parts of the network (0: there is none): a check needs closer atoms then.
     """
 
     architecture: str
@@ -99,6 +102,7 @@ class TrainedModel:
     original_description: str
     notes: list[str] = field(default_factory=list)
     script: Callable[[torch.nn.Module], torch.jit.ScriptModule] = torch.jit.script
+    inner_cutoff: float = 0.0
 
 
 class Architecture(Protocol):

@@ -11,14 +11,13 @@ def bundled_models() -> dict[str, Path]:
 
 
 def resolve_checkpoint(checkpoint: str | Path) -> Path:
-    """Path of a checkpoint given as a file or as the name of a bundled model.
+    """Path of a checkpoint given as a file or folder, or as the name of a bundled model.
 
     Raises FileNotFoundError naming the bundled models.
     """
-    path = Path(checkpoint)
-    if path.is_file():
+    path, bundled = Path(checkpoint), bundled_models()
+    if path.is_file() or (path.is_dir() and str(checkpoint) not in bundled):
         return path
-    bundled = bundled_models()
     if str(checkpoint) in bundled:
         return bundled[str(checkpoint)]
     names = ", ".join(bundled) or "none"

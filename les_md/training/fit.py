@@ -1,4 +1,4 @@
-"""Fit of a native network and its latent charges to energies and forces.
+"""Fit of a network and its latent charges to energies and forces: ``fit`` a native CACE, ``optimise`` any network.
 
 Nothing but energies and forces is trained on: charges are what makes the long-range energy fit. Forces are
 derivatives of the total energy over positions, so that a step differentiates twice through network and electrostatics.
@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class Fit:
     learning_rate, training_forces, validation_forces, validation_energy, seconds); ``best_epoch``; ``seconds``.
     """
 
-    network: CACENetwork
+    network: torch.nn.Module
     reference_energies: Tensor
     history: list[dict]
     best_epoch: int
@@ -83,10 +83,13 @@ class Fit:
 
 
 class EnergyModel(torch.nn.Module):
-    """Total energy of a structure: network, reference energies and long-range energy."""
+    """Total energy of a structure: network, reference energies and long-range energy.
+
+    The network is that of any architecture (``registry.TrainedModel``) with its ``cutoff`` as an attribute.
+    """
 
     def __init__(
-        self, network: CACENetwork, reference_energies: Tensor, long_range: LongRangeParameters | None
+        self, network: torch.nn.Module, reference_energies: Tensor, long_range: LongRangeParameters | None
     ) -> None:
         super().__init__()
         self.network = network
@@ -224,12 +227,10 @@ def fit(
         raise ValueError("a model has long-range parameters if and only if it has charges")
     if frames_per_step < 1 or standardise_on < 1:
         raise ValueError("frames_per_step and standardise_on must be at least 1")
-    guards = () if guard is None else (guard,) if isinstance(guard, Guard) else tuple(guard)
     if not training or not validation:
         raise ValueError("training needs at least one training frame and one validation frame")
     start = time.perf_counter()
     torch.manual_seed(schedule.seed)
-    generator = torch.Generator().manual_seed(schedule.seed)
     if initial is None:
         network = CACENetwork(configuration).float()
         initial_frames = training[:: -(-len(training) // standardise_on)]
@@ -239,13 +240,57 @@ def fit(
     else:
         network = copy.deepcopy(initial)
     energies = reference_energies(training, len(configuration.atomic_numbers))
+    guesses: list[Tensor] | None = None
+    if charge_restraint > 0.0:
+        guesses = [bond_increment_charges(frame, configuration.atomic_numbers) for frame in training]
+    result = optimise(
+        network,
+        energies,
+        long_range,
+        training,
+        validation,
+        schedule,
+        report,
+        guard,
+        frames_per_step,
+        guesses,
+        charge_restraint,
+    )
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def optimise(
+    network: torch.nn.Module,
+    energies: Tensor,
+    long_range: LongRangeParameters | None,
+    training: list[Frame],
+    validation: list[Frame],
+    schedule: Schedule,
+    report: Callable[[dict], None] | None = None,
+    guard: Guard | Sequence[Guard] | None = None,
+    frames_per_step: int = 1,
+    guesses: list[Tensor] | None = None,
+    charge_restraint: float = 0.0,
+) -> Fit:
+    """Train a network of any architecture, in place; return the averaged weights with the lowest force error.
+
+    Parameters
+    ----------
+    network : as of ``EnergyModel``.
+    energies : reference energies [types] eV.
+    guesses : of the charges [N] of each training frame, needed only with a ``charge_restraint``.
+
+    Other parameters and errors as of ``fit``.
+    """
+    guards = () if guard is None else (guard,) if isinstance(guard, Guard) else tuple(guard)
+    if not training or not validation:
+        raise ValueError("training needs at least one training frame and one validation frame")
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(schedule.seed)
     model = EnergyModel(network, energies, long_range)
     average = copy.deepcopy(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=schedule.learning_rate, amsgrad=True)
-    guesses: list[Tensor] | None = None
-    if charge_restraint > 0.0:
-        guesses = [bond_increment_charges(frame, configuration.atomic_numbers) for frame in training]
     total_steps = schedule.epochs * -(-len(training) // frames_per_step)
 
     history: list[dict] = []

@@ -80,11 +80,31 @@ def _write_nequip(kind: str, path: Path, **changes) -> None:
     torch.save(model.checkpoint(), path)
 
 
+def write_chgnet(path: Path) -> None:
+    from les_md.architectures.chgnet import native_checkpoint
+    from les_md.architectures.chgnet_network import CHGNetConfiguration, CHGNetNetwork
+    from les_md.electrostatics.parameters import LongRangeParameters
+
+    torch.manual_seed(7)
+    sizes = {"atom_width": 8, "bond_width": 8, "angle_width": 8, "atom_hidden": (8,), "bond_hidden": (8,)}
+    # The test boxes have edges of 3 Å: at MatGL's three-body cutoff of 3 Å, where the energy has a step, rounding would
+    # tell whether an atom is bonded to its image.
+    configuration = CHGNetConfiguration((1, 8), 3.6, three_body_cutoff=2.9, num_blocks=2, **sizes)
+    network = CHGNetNetwork(configuration)
+    with torch.no_grad():
+        for weights in network.parameters():
+            if weights.dim() == 2:
+                weights.mul_(2.0)
+    energies = torch.tensor([-0.5, -1.5], dtype=torch.float64)
+    torch.save(native_checkpoint(network, configuration, energies, LongRangeParameters(), {}), path)
+
+
 _NEQUIP = ("LES_MD_NEQUIP_PYTHON", "make test-nequip")
 
 SMALL_MODELS = {
     "CACE": SmallModel(write_cace, num_layers=2),
     "MACE": SmallModel(write_mace, num_layers=2, package="mace"),
+    "CHGNet": SmallModel(write_chgnet, num_layers=2),
     "NequIP": SmallModel(write_nequip, num_layers=3, package="nequip", elsewhere=_NEQUIP),
     "Allegro": SmallModel(write_allegro, num_layers=1, package="allegro", elsewhere=_NEQUIP),
 }

@@ -17,6 +17,8 @@ import torch
 
 from les_md import model_file
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
+from les_md.architectures.chgnet_network import CHGNetConfiguration, CHGNetNetwork
+from les_md.architectures.chgnet_undirected_network import UndirectedCHGNetNetwork, UndirectedConfiguration
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.potential import FORMAT_VERSION, LESPotential
 
@@ -41,13 +43,20 @@ def write_model(
             weights.mul_(4.0 / softness)  # so that the long-range energy is no small part of the whole
         for weights in module.energy_readout.parameters():
             weights.div_(softness)
+    return write_network(path, module, "cace", 1 + configuration.num_message_passing, num_charges, dtype)
+
+
+def write_network(
+    path: Path, network: torch.nn.Module, architecture: str, num_layers: int, num_charges: int, dtype: str = "float64"
+) -> Path:
+    """An exported file of a network that knows H and O and has its ``cutoff``."""
     long_range = LongRangeParameters() if num_charges else None
-    potential = LESPotential(module, torch.tensor([-5.8, -2.9]), long_range, num_charges).eval()
+    cutoff = network.cutoff
+    potential = LESPotential(network, torch.tensor([-5.8, -2.9]), long_range, num_charges).eval()
     potential.requires_grad_(False)
-    num_layers = 1 + configuration.num_message_passing
     metadata = {
         "format_version": FORMAT_VERSION,
-        "architecture": "cace",
+        "architecture": architecture,
         "elements": list(ELEMENTS),
         "cutoff": cutoff,
         "num_layers": num_layers,
@@ -61,6 +70,36 @@ def write_model(
     }
     model_file.write(path, torch.jit.script(potential), metadata)
     return path
+
+
+def write_chgnet(path: Path, num_blocks: int, num_charges: int = 1, cutoff: float = 4.0) -> Path:
+    """An exported file of a CHGNet in MatGL's layout with random weights; angles below 3 Å."""
+    torch.manual_seed(7)
+    sizes = {"atom_width": 8, "bond_width": 8, "angle_width": 8, "atom_hidden": (8,), "bond_hidden": (8,)}
+    network = CHGNetNetwork(
+        CHGNetConfiguration((1, 8), cutoff, num_blocks=num_blocks, num_charges=num_charges, **sizes)
+    )
+    return write_network(path, _enlarged(network), "chgnet", num_blocks, num_charges)
+
+
+def write_undirected_chgnet(path: Path, num_blocks: int, cutoff: float = 4.0) -> Path:
+    """The same in the layout of the package chgnet, a short-range model."""
+    torch.manual_seed(7)
+    configuration = UndirectedConfiguration(
+        num_types=2, cutoff=cutoff, bond_cutoff=3.0, cutoff_exponent=8, num_blocks=num_blocks, num_radial=9,
+        num_frequencies=4, atom_width=8, bond_width=8, angle_width=8, atom_hidden=(8,), bond_hidden=(8,),
+        angle_hidden=(), readout_hidden=(8,), activation="silu", layer_norm=True, readout_norm=True, output_bias=False,
+    )  # fmt: skip
+    return write_network(path, _enlarged(UndirectedCHGNetNetwork(configuration)), "chgnet", num_blocks, 0)
+
+
+def _enlarged(network: torch.nn.Module) -> torch.nn.Module:
+    """Larger weights, so that every block matters."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(2.0)
+    return network.double()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,16 @@ from pathlib import Path
 import ase
 import numpy as np
 import pytest
-from conftest import ELEMENTS, TILTED, random_atoms, water, write_data, write_model
+from conftest import (
+    ELEMENTS,
+    TILTED,
+    random_atoms,
+    water,
+    write_chgnet,
+    write_data,
+    write_model,
+    write_undirected_chgnet,
+)
 
 from tests.lammps.evaluations import (
     Case,
@@ -45,6 +54,11 @@ def rank_models(models, tmp_path_factory) -> dict[str, Path]:
         "2 layers, 2 charges": models["two charges"],
         "short range": models["short range"],
         "3 layers, cutoff 3": write_model(folder / "short_cutoff.pt", num_message_passing=2, cutoff=3.0),
+        "CHGNet, 1 block": write_chgnet(folder / "chgnet_one.pt", 1),
+        "CHGNet, 2 blocks": write_chgnet(folder / "chgnet_two.pt", 2),
+        "CHGNet, 4 blocks": write_chgnet(folder / "chgnet_four.pt", 4),
+        "CHGNet of chgnet, 2 blocks": write_undirected_chgnet(folder / "chgnet_undirected_two.pt", 2),
+        "CHGNet of chgnet, 3 blocks": write_undirected_chgnet(folder / "chgnet_undirected_three.pt", 3),
         "gentle, 2 layers": write_model(folder / "gentle.pt", num_message_passing=1, softness=10.0),
     }
 
@@ -144,6 +158,20 @@ CASES["deleted atoms"] = Case(
 )
 for layers in LAYER_NUMBERS[:2]:
     CASES[f"balanced, {layers}"] = Case(uneven(), ("1x1x2 rcb", "1x3x1 rcb", "2x2x1 rcb"), layers)
+# Every bond needs its other direction, and those of atoms at the rim of a rank's part have none.
+for blocks in ("1 block", "2 blocks", "4 blocks"):
+    model = f"CHGNet, {blocks}"
+    CASES[f"water, {model}"] = Case(water((3, 2, 2)), ("2x1x1", "1x2x1", "2x2x1"), model)
+CASES["balanced, CHGNet"] = Case(uneven(), ("1x1x2 rcb", "2x2x1 rcb"), "CHGNet, 2 blocks")
+CASES["a cluster, CHGNet"] = Case(cluster(), ("2x1x1", "2x2x1"), "CHGNet, 2 blocks", boundary="f f f")
+CASES["tilted, CHGNet"] = Case(random_atoms(TILTED, True, "HHOOHHOHOH"), ("2x1x1", "2x2x1"), "CHGNet, 2 blocks")
+CASES["a rank without atoms, CHGNet"] = Case(half_filled(), ("2x1x1",), "CHGNet, 2 blocks", shares=(24, 0))
+CASES["one atom and its images, CHGNet"] = Case(
+    ase.Atoms("O", [[0.3, 0.2, 0.1]], cell=[2.2, 2.3, 2.4]), ("2x1x1",), "CHGNet, 2 blocks"
+)
+for blocks in ("2 blocks", "3 blocks"):
+    model = f"CHGNet of chgnet, {blocks}"
+    CASES[f"water, {model}"] = Case(water((3, 2, 2)), ("2x1x1", "1x2x1", "2x2x1"), model, num_charges=0)
 
 
 # ---- rank independence
