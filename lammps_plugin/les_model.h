@@ -20,6 +20,7 @@ struct ModelInfo {
   int num_layers = 1;
   int n_q = 0;
   bool long_range = false;
+  bool response = false;    // the file offers Born charges to several processes
 };
 
 // What the long-range sum needs to know of the system, all processes together.
@@ -44,7 +45,7 @@ struct PlanRequest {
 struct Graph {
   std::vector<int64_t> types;       // [N], positions in ModelInfo::elements
   size_t own = 0;                   // nodes of this process
-  std::vector<double> positions;    // [own,3]
+  std::vector<double> positions;    // [N,3]
   std::vector<int64_t> centre, neighbour;    // [E]
   std::vector<double> vectors;      // [E,3]
 };
@@ -58,6 +59,7 @@ struct Evaluation {
   std::vector<double> long_range_force;         // [own,3], at fixed charges
   std::array<double, 9> system_strain{};        // dE/d(strain) at fixed charges, the same on every process
   std::array<double, 9> atoms_strain{};         // what the own atoms add to it
+  std::vector<double> born;    // [N,3,3], what the own atoms' charges add to Z* of every node, in e; if asked for
 };
 
 // Seconds, accumulated.
@@ -80,12 +82,14 @@ class LESModel {
   // The plan in words.
   std::string describe_plan();
 
-  // One evaluation is forward, a sum of the density over processes, and backward.
-  void forward(const Graph &graph);
+  // One evaluation is forward, a sum of the density over processes, and backward. With response also the sums that
+  // Born charges need are made, to be summed over processes like a density.
+  void forward(const Graph &graph, bool response);
   // Densities of the processes are summed; if this is true, they are put one after the other instead.
   bool density_is_list_of_atoms() const { return density_is_list_; }
   std::vector<double> &density() { return density_; }
-  void backward(const Graph &graph, Evaluation &out);
+  std::vector<double> &response_sums() { return response_sums_; }
+  void backward(const Graph &graph, Evaluation &out, bool response);
 
   ModelTimes times;
 
@@ -102,7 +106,7 @@ class LESModel {
   PlanRequest request_;
   bool planned_ = false;
   bool density_is_list_ = false;
-  std::vector<double> density_;
+  std::vector<double> density_, response_sums_;
   std::vector<int64_t> block_node_;    // node of a block for each node of the graph, -1 between uses
 };
 

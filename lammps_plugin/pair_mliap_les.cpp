@@ -8,6 +8,7 @@
 #include "error.h"
 #include "force.h"
 #include "memory.h"
+#include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "platform.h"
@@ -28,9 +29,9 @@ using namespace LAMMPS_NS;
 
 PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
     Pair(lmp), device_("cpu"), threads_(0), write_charges_(false), kspace_("auto"), accuracy_(1e-5), slab_(false),
-    fixed_kset_(false), ghost_cutoff_(0.0), with_ghost_neighbors_(false), graph_(lmp), mapped_step_(-1),
-    total_atoms_(0), kset_chosen_(false), kset_cell_{}, graph_reported_(false), graph_time_(0.0),
-    reduction_time_(0.0), calls_(0)
+    fixed_kset_(false), current_every_(0), ghost_cutoff_(0.0), with_ghost_neighbors_(false), graph_(lmp),
+    mapped_step_(-1), total_atoms_(0), kset_chosen_(false), kset_cell_{}, graph_reported_(false), born_wanted_(0),
+    born_step_(-1), graph_time_(0.0), reduction_time_(0.0), calls_(0)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -40,8 +41,10 @@ PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
   centroidstressflag = CENTROID_NOTAVAIL;
   unit_convert_flag = utils::get_supported_conversions(utils::ENERGY);
 
+  comm_reverse = 9;    // Born charges
+
   nextra = 2;
-  pvector = new double[nextra]();
+  pvector = new double[5]();    // short-range energy, long-range energy, current
 }
 
 /* ---------------------------------------------------------------------- */
@@ -49,6 +52,7 @@ PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
 PairMLIAPLES::~PairMLIAPLES()
 {
   delete[] pvector;
+  if (modify && modify->get_fix_by_id(current_fix_id())) modify->delete_fix(current_fix_id());
   if (ghost_cutoff_ > 0.0 && comm->cutghostuser == ghost_cutoff_) comm->cutghostuser = 0.0;
   if (allocated) {
     memory->destroy(setflag);
@@ -82,25 +86,42 @@ void PairMLIAPLES::compute(int eflag, int vflag)
   plan(false);
   if (!graph_reported_) report_graph();
 
+  const bool response = wants_response();
+  evaluate(response);
+  apply_forces();
+  store_charges();
+  std::fill_n(&pvector[2], 3, std::numeric_limits<double>::quiet_NaN());    // until the end of a step that has it
+  born_step_ = -1;
+  if (response) store_born();
+}
+
+/* ----------------------------------------------------------------------
+   energy, forces and charges of the present graph, and Born charges if asked for; stops if anything fails
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::evaluate(bool response)
+{
+  std::string problem;
   try {
-    model_->forward(graph_.graph());
+    model_->forward(graph_.graph(), response);
   } catch (const std::exception &failure) {
     problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
   }
   stop_if_any(problem);
   if (model_->info().long_range) reduce_density();
+  if (response) {
+    auto &sums = model_->response_sums();
+    MPI_Allreduce(MPI_IN_PLACE, sums.data(), static_cast<int>(sums.size()), MPI_DOUBLE, MPI_SUM, world);
+  }
   double nearest = 0.0;
   try {
-    model_->backward(graph_.graph(), result_);
+    model_->backward(graph_.graph(), result_, response);
     problem = find_non_finite(nearest);
   } catch (const std::exception &failure) {
     problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
   }
   stop_if_any(problem, nearest);
   ++calls_;
-
-  apply_forces();
-  store_charges();
 }
 
 /* ----------------------------------------------------------------------
@@ -149,7 +170,7 @@ void PairMLIAPLES::plan(bool for_check)
     std::array<double, 6> bounds;
     bounds.fill(std::numeric_limits<double>::max());
     const auto &positions = graph_.graph().positions;
-    for (size_t k = 0; k < positions.size(); ++k) {
+    for (size_t k = 0; k < 3 * graph_.graph().own; ++k) {
       bounds[k % 3] = std::min(bounds[k % 3], positions[k]);
       bounds[3 + k % 3] = std::min(bounds[3 + k % 3], -positions[k]);
     }
@@ -220,14 +241,15 @@ void PairMLIAPLES::settings(int narg, char **arg)
   kspace_ = "auto";
   accuracy_ = 1e-5;
   slab_ = fixed_kset_ = false;
+  current_every_ = 0;
 
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
     if (keyword != "device" && keyword != "threads" && keyword != "kspace" && keyword != "accuracy" &&
-        keyword != "kset" && keyword != "slab" && keyword != "charges")
+        keyword != "kset" && keyword != "slab" && keyword != "charges" && keyword != "current")
       error->all(FLERR,
-                 "Unknown pair_style mliap/les keyword '{}': known are kspace, accuracy, kset, slab, charges, threads, "
-                 "device",
+                 "Unknown pair_style mliap/les keyword '{}': known are kspace, accuracy, kset, slab, charges, current, "
+                 "threads, device",
                  keyword);
     if (iarg + 1 >= narg) error->all(FLERR, "Pair_style mliap/les keyword '{}' needs a value", keyword);
     const std::string value = arg[iarg + 1];
@@ -249,11 +271,16 @@ void PairMLIAPLES::settings(int narg, char **arg)
       fixed_kset_ = value == "fixed";
     } else if (keyword == "slab") {
       slab_ = utils::logical(FLERR, value, false, lmp) == 1;
+    } else if (keyword == "current") {
+      current_every_ = utils::inumeric(FLERR, value, false, lmp);
+      if (current_every_ < 0)
+        error->all(FLERR, "Pair_style mliap/les current must be a number of steps, or 0 for never, not {}", value);
     } else {
       write_charges_ = utils::logical(FLERR, value, false, lmp) == 1;
     }
   }
 
+  update_current_fix();
   std::string problem;
   if (model_) {    // the same style named again: pair_coeff stays valid
     try {
@@ -316,6 +343,7 @@ void PairMLIAPLES::coeff(int narg, char **arg)
     }
   if (pairs == 0) error->all(FLERR, "Pair_coeff for mliap/les maps no atom type to an element");
 
+  update_current_fix();
   const int threads = threads_ > 0 ? threads_ : comm->nthreads;
   if (comm->me == 0)
     utils::logmesg(lmp, "mliap/les: {} ({}, {}), types{}, cutoff {:g}, {}, device {}, {} thread{}\n", arg[2],
@@ -340,6 +368,7 @@ void PairMLIAPLES::init_style()
   if (write_charges_ && model_->info().n_q != 1)
     error->all(FLERR, "Pair_style mliap/les charges yes needs a model with one charge per atom, this one has {}",
                model_->info().n_q);
+  if (current_every_ > 0) check_response("current");
   check_boundaries();
   check_neighbor_settings();
 
@@ -633,7 +662,8 @@ void PairMLIAPLES::finish()
 double PairMLIAPLES::memory_usage()
 {
   double bytes = Pair::memory_usage() + graph_.memory_usage();
-  bytes += static_cast<double>(result_.edge_gradient.capacity()) * sizeof(double);
+  bytes += static_cast<double>(result_.edge_gradient.capacity() + result_.born.capacity() + born_.capacity()) *
+      sizeof(double);
   if (model_) bytes += static_cast<double>(model_->density().capacity()) * sizeof(double);
   return bytes;
 }
@@ -644,6 +674,7 @@ double PairMLIAPLES::memory_usage()
 
 void *PairMLIAPLES::extract_peratom(const char *name, int &ncol)
 {
+  if (std::string(name) == "born") return extract_born(ncol);
   if (!model_ || model_->info().n_q == 0 || std::string(name) != "charge") return nullptr;
   const int n_q = model_->info().n_q;
   charge_.resize(std::max(charge_.size(), static_cast<size_t>(n_q) * std::max(atom->nlocal, 1)), 0.0);

@@ -28,7 +28,15 @@ TILTED = [[7.0, 0, 0], [2.1, 6.5, 0], [-1.7, 3.0, 6.8]]
 
 
 def write_model(
-    path: Path, *, dtype: str = "float64", num_charges: int = 1, cutoff: float = 4.0, softness=1.0, **network
+    path: Path,
+    *,
+    dtype: str = "float64",
+    num_charges: int = 1,
+    cutoff: float = 4.0,
+    softness=1.0,
+    charge_sign: float = 1.0,
+    remove_mean: bool = True,
+    **network,
 ) -> Path:
     """An exported file of a CACE network with random weights; knows H and O."""
     torch.manual_seed(7)
@@ -41,10 +49,12 @@ def write_model(
             weights.mul_(4.0 / softness)  # so that the long-range energy is no small part of the whole
         for weights in module.energy_readout.parameters():
             weights.div_(softness)
-    long_range = LongRangeParameters() if num_charges else None
-    potential = LESPotential(module, torch.tensor([-5.8, -2.9]), long_range, num_charges).eval()
-    potential.requires_grad_(False)
+    long_range = LongRangeParameters(remove_mean=remove_mean) if num_charges else None
     num_layers = 1 + configuration.num_message_passing
+    potential = LESPotential(
+        module, torch.tensor([-5.8, -2.9]), long_range, num_charges, charge_sign, is_local=num_layers == 1
+    ).eval()
+    potential.requires_grad_(False)
     metadata = {
         "format_version": FORMAT_VERSION,
         "architecture": "cace",
@@ -54,7 +64,7 @@ def write_model(
         "receptive_field": num_layers * cutoff,
         "dtype": dtype,
         "n_q": num_charges,
-        "long_range": {**long_range.to_dict(), "charge_sign": 1.0} if long_range else None,
+        "long_range": {**long_range.to_dict(), "charge_sign": charge_sign} if long_range else None,
         "source": {},
         "versions": {},
         "self_check": {},
