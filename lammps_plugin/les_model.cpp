@@ -224,7 +224,7 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
   if (info_.long_range) methods.insert(methods.end(), {"plan", "describe", "spread", "solve", "gather"});
   if (info_.response)
     methods.insert(methods.end(), {"polarisation_weights", "polarisation_sums", "pull_back_response",
-                                   "born_effective_charges_of"});
+                                   "born_effective_charges_of", "field_terms", "field_rows", "field_forces"});
   for (const auto &method : methods)
     if (!script_->module.find_method(method))
       throw std::runtime_error("'" + path + "' is damaged: the model has no method " + method);
@@ -275,6 +275,19 @@ std::string LESModel::describe_plan()
   std::string text;
   guarded([&] { text = script_->call("describe", {script_->plan}).toStringRef(); });
   return text;
+}
+
+int LESModel::response_passes(const ResponseRequest &request)
+{
+  if (!request.any() || (isolated() && !request.born)) return 0;
+  if (info_.num_layers == 1) return 1;
+  if (request.born) return isolated() ? 3 : 6;
+  int passes = 0;
+  guarded([&] {
+    const Tensor field = Script::matrix(request.electric_field.data(), 1, script_->device)[0];
+    passes = script_->call("field_rows", {script_->cell, field}).toTensor().sum().item<int>();
+  });
+  return passes;
 }
 
 void LESModel::make_blocks(const Graph &graph)
@@ -343,7 +356,7 @@ void LESModel::forward_block(const Graph &graph, size_t number)
   block.state = network->elements()[2];
 }
 
-void LESModel::forward(const Graph &graph, bool response)
+void LESModel::forward(const Graph &graph, const ResponseRequest &request)
 {
   const auto device = script_->device;
   const auto own = static_cast<int64_t>(graph.own);
@@ -361,7 +374,7 @@ void LESModel::forward(const Graph &graph, bool response)
       const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
       const Tensor positions = view(graph.positions, {own, 3}).to(device);
       copy_out(script_->call("spread", {positions, script_->charge, script_->plan}).toTensor(), density_);
-      if (response) {
+      if (request.any()) {
         script_->weights = script_->call("polarisation_weights", {positions, script_->cell}).toTensor();
         copy_out(script_->call("polarisation_sums", {script_->weights, script_->charge}).toTensor(), response_sums_);
       }
@@ -370,7 +383,7 @@ void LESModel::forward(const Graph &graph, bool response)
   });
 }
 
-void LESModel::backward(const Graph &graph, Evaluation &out, bool response)
+void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseRequest &request)
 {
   const auto device = script_->device;
   const auto own = static_cast<int64_t>(graph.own);
@@ -405,13 +418,38 @@ void LESModel::backward(const Graph &graph, Evaluation &out, bool response)
     out.short_range_energy.resize(graph.own);
     out.charge.resize(graph.own * info_.n_q);
     copy_out(script_->charge, out.charge.data());
-    Tensor means, pulled_back;
-    if (response) {
+    // The field of an isolated system changes the cotangent of the charges, that of another needs Born charges.
+    const bool response = request.born || (request.field && !isolated());
+    out.born.clear();
+    out.field_energy.clear();
+    out.field_force.clear();
+    Tensor means, field, rows, pulled_back;
+    if (request.any()) {
       means = view(response_sums_, {static_cast<int64_t>(response_sums_.size())}).to(device) /
           static_cast<double>(std::max<int64_t>(request_.atoms, 1));
-      const int64_t directions = script_->weights.size(0);
-      script_->weights = script_->weights - means.narrow(0, 0, directions).unsqueeze(1);
-      pulled_back = torch::zeros({directions, all, 3}, script_->weights.options());
+      script_->weights = script_->weights - means.narrow(0, 0, script_->weights.size(0)).unsqueeze(1);
+      field = Script::matrix(request.electric_field.data(), 1, device)[0];
+    }
+    if (request.field && isolated() && own > 0) {
+      const auto terms =
+          script_->call("field_terms", {script_->charge, means[-1], script_->weights,
+                                        view(graph.positions, {own, 3}).to(device), field})
+              .toTuple();
+      copy_out(terms->elements()[0].toTensor(), out.field_energy);
+      potential = potential + terms->elements()[1].toTensor().unsqueeze(1);
+      std::vector<double> force;
+      copy_out(terms->elements()[2].toTensor(), force);
+      for (size_t k = 0; k < force.size(); ++k) out.long_range_force[k] += force[k];
+      std::array<double, 9> strain;
+      copy_out(terms->elements()[3].toTensor(), strain);
+      for (size_t k = 0; k < strain.size(); ++k) out.atoms_strain[k] += strain[k];
+    }
+    if (response) {
+      if (!request.born) {
+        rows = script_->call("field_rows", {script_->cell, field}).toTensor().nonzero().squeeze(1);
+        script_->weights = script_->weights.index_select(0, rows);
+      }
+      pulled_back = torch::zeros({script_->weights.size(0), all, 3}, script_->weights.options());
     }
     for (auto &block : script_->blocks) {
       // dE/d(edge vector) of the own nodes' energy: cotangent 1 for their energies, the potential for their charges
@@ -447,10 +485,15 @@ void LESModel::backward(const Graph &graph, Evaluation &out, bool response)
     }
     if (response) {
       const Tensor positions = view(graph.positions, {all, 3}).to(device);
-      copy_out(script_->call("born_effective_charges_of",
-                             {script_->charge, means[-1], pulled_back, positions, script_->cell})
-                   .toTensor(),
-               out.born);
+      if (rows.defined())    // tensors that are complete as far as the field has components
+        pulled_back = torch::zeros({6, all, 3}, pulled_back.options()).index_copy(0, rows, pulled_back);
+      const Tensor tensors =
+          script_->call("born_effective_charges_of",
+                        {script_->charge, means[-1], pulled_back, positions, script_->cell})
+              .toTensor();
+      if (request.born) copy_out(tensors, out.born);
+      if (request.field && !isolated())
+        copy_out(script_->call("field_forces", {tensors, field}).toTensor(), out.field_force);
     }
     times.backward += clock.lap();
   });

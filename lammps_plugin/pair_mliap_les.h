@@ -43,20 +43,26 @@ class PairMLIAPLES : public Pair {
   void request_ghosts();
   void plan(bool for_check);
   void stop_if_any(const std::string &problem, double order = 0.0) const;
-  void evaluate(bool response);
+  void evaluate(const les_md::ResponseRequest &request);
   void reduce_density();
   std::string find_non_finite(double &nearest) const;
   void apply_forces();
   void store_charges();
-  void report_graph();
+  void report_graph(const les_md::ResponseRequest &request);
 
   // in pair_mliap_les_response.cpp
-  bool wants_response() const;
+  les_md::ResponseRequest wanted_response();
   void check_response(const std::string &what) const;
   void store_born();
   void update_current_fix();
   std::string current_fix_id() const;
   void *extract_born(int &ncol);
+  void read_field(char **values);
+  bool field_varies() const;
+  bool isolated() const;
+  void check_field() const;
+  std::array<double, 3> electric_field();
+  void apply_field(double scale);
 
   std::string device_;
   int threads_;
@@ -65,6 +71,8 @@ class PairMLIAPLES : public Pair {
   double accuracy_;
   bool slab_, fixed_kset_;
   int current_every_;
+  std::vector<std::string> field_text_;    // three numbers or v_names, or nothing
+  bool sum_rule_;
 
   std::unique_ptr<les_md::LESModel> model_;
   std::vector<int> type_of_;    // model type of each atom type, -1 for NULL

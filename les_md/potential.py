@@ -18,7 +18,14 @@ from torch import Tensor
 
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters
-from les_md.electrostatics.response import born_effective_charges, polarisation_sums, polarisation_weights
+from les_md.electrostatics.response import (
+    born_effective_charges,
+    field_forces,
+    field_rows,
+    field_terms,
+    polarisation_sums,
+    polarisation_weights,
+)
 from les_md.layered_evaluation import LayeredEvaluation, WholeEvaluation
 
 #: Version of the exported file's contract that is written. 2: long-range sums follow a plan.
@@ -299,3 +306,20 @@ class LESPotential(torch.nn.Module):
             self.long_range.is_isolated(cell),
             self.long_range.epsilon_factor,
         )
+
+    @torch.jit.export
+    def field_terms(
+        self, charges: Tensor, mean_charge: Tensor, weights: Tensor, positions: Tensor, field: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See ``response.field_terms``; for an isolated system."""
+        return field_terms(charges, mean_charge, weights, positions, field, self.long_range.epsilon_factor)
+
+    @torch.jit.export
+    def field_rows(self, cell: Tensor, field: Tensor) -> Tensor:
+        """See ``response.field_rows``; for a periodic system."""
+        return field_rows(cell, field)
+
+    @torch.jit.export
+    def field_forces(self, tensors: Tensor, field: Tensor) -> Tensor:
+        """See ``response.field_forces``; for a periodic system."""
+        return field_forces(tensors, field)

@@ -15,6 +15,10 @@ kernel sin(θ_j − θ_i) between charge j and velocity i is of rank two for eac
 
 Where the charge of an atom depends on the edges from that atom alone (no message passing), the derivatives of all
 charges are those of their sum, sorted by edges: one product, which the weights multiply afterwards.
+
+A uniform electric field E acts with the forces F_i = Z*_iᵀ E. An isolated system has the energy −P·E that they derive
+from, and one product with −∂(P·E)/∂q, which joins that of the forces, replaces three. P of a periodic system has many
+values, so there is no energy; only lattice directions along which the field has a component take their two products.
 """
 
 from __future__ import annotations
@@ -100,3 +104,40 @@ def born_effective_charges(
     bare = (charges.sum(1) - mean_charge)[:, None, None] * torch.eye(3, dtype=positions.dtype, device=positions.device)
     tensors[: charges.size(0)] += bare
     return math.sqrt(epsilon_factor) * tensors
+
+
+def field_terms(
+    charges: Tensor, mean_charge: Tensor, weights: Tensor, positions: Tensor, field: Tensor, epsilon_factor: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The energy −P·E of an isolated system in a uniform field, and its derivatives.
+
+    Parameters
+    ----------
+    charges : [N, n_q], e.  mean_charge : scalar, e; zero where it is kept.
+    weights : [3, N], Å, ``polarisation_weights`` less their means.
+    positions : [N, 3], Å.  field : [3], V/Å.
+
+    Returns: energies [N] in eV; derivatives [N] with respect to the atoms' charges, in V, the mean's change included;
+    forces [N, 3] in eV/Å and strain derivative [3, 3] in eV at fixed charges.
+    """
+    factor = math.sqrt(epsilon_factor)
+    forces = factor * (charges.sum(1) - mean_charge).unsqueeze(1) * field
+    strain = -torch.matmul(positions.transpose(0, 1), forces)
+    return (
+        -(positions * forces).sum(1),
+        -factor * torch.matmul(field, weights),
+        forces,
+        0.5 * (strain + strain.transpose(0, 1)),
+    )
+
+
+def field_rows(cell: Tensor, field: Tensor) -> Tensor:
+    """Which of the six ``polarisation_weights`` of a periodic system a field needs, [6] bool: those of the lattice
+    directions along which ``field`` [3] has a component; ``cell`` [3, 3]."""
+    along = torch.matmul(cell, field).abs()
+    return (along > 1e-14 * torch.linalg.norm(cell, dim=1) * torch.linalg.norm(field)).repeat_interleave(2)
+
+
+def field_forces(tensors: Tensor, field: Tensor) -> Tensor:
+    """Forces [N, 3] in eV/Å of a uniform ``field`` [3] in V/Å on Born effective charges ``tensors`` [N, 3, 3] in e."""
+    return torch.einsum("a,iab->ib", field, tensors)
