@@ -20,6 +20,7 @@ neighbor 0.5 bin
 timestep 0.0005
 velocity all create 300.0 1
 fix integrate all nve
+{commands}
 thermo {steps}
 run {warm_up} post no
 {runs}
@@ -47,6 +48,7 @@ def measure(
     ranks: int = 1,
     warm_up: int = 3,
     keywords: str = "",
+    commands: str = "",
 ) -> dict[str, float]:
     """Medians over ``repeats`` runs of ``steps`` steps: ms per step in all (``total``) and by part (mean of the ranks).
 
@@ -63,6 +65,7 @@ def measure(
             warm_up=warm_up,
             runs="\n".join([f"run {steps}"] * repeats),
             keywords=keywords,
+            commands=commands,
         )
     )
     programs = Path(sys.executable).parent

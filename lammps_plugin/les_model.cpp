@@ -25,7 +25,7 @@ namespace les_md {
 using LAMMPS_NS::json;
 using torch::Tensor;
 
-static constexpr int supported_format = 3;
+static constexpr int oldest_format = 3, newest_format = 4;
 static constexpr const char *metadata_name = "les_md.json";
 
 // Own nodes evaluated at a time where there is no message passing: larger tensors leave the processor's cache.
@@ -35,6 +35,7 @@ struct LESModel::Script {
   torch::jit::Module module;
   torch::Device device{torch::kCPU};
   torch::jit::IValue plan;
+  Tensor cell;    // of the plan
 
   // A part of the graph: own nodes and edges from first to before last; arguments and results of "evaluate"
   struct Block {
@@ -44,10 +45,16 @@ struct LESModel::Script {
   };
   std::vector<Block> blocks;
   Tensor charge;    // of all own nodes
+  Tensor weights;    // of the polarisation, of all own nodes
 
   torch::jit::IValue call(const char *method, std::vector<torch::jit::IValue> arguments)
   {
     return module.get_method(method)(std::move(arguments));
+  }
+
+  static Tensor matrix(const double *data, int64_t rows, const torch::Device &device)
+  {
+    return torch::from_blob(const_cast<double *>(data), {rows, 3}, torch::kFloat64).clone().to(device);
   }
 
   Tensor plan_entry(const char *key) { return plan.toGenericDict().at(key).toTensor(); }
@@ -195,10 +202,11 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
   try {
     const json metadata = json::parse(extra[metadata_name]);
     const int format = metadata.at("format_version").get<int>();
-    if (format != supported_format)
+    if (format < oldest_format || format > newest_format)
       throw std::runtime_error("'" + path + "' has format version " + std::to_string(format) +
-                               ", this les_md reads version " + std::to_string(supported_format) + ": " +
-                               (format > supported_format ? "update les_md or " : "") +
+                               ", this les_md reads versions " + std::to_string(oldest_format) + " and " +
+                               std::to_string(newest_format) + ": " +
+                               (format > newest_format ? "update les_md or " : "") +
                                "export the model with this version");
     info_.architecture = metadata.at("architecture").get<std::string>();
     info_.dtype = metadata.at("dtype").get<std::string>();
@@ -207,12 +215,16 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
     info_.num_layers = metadata.at("num_layers").get<int>();
     info_.n_q = metadata.at("n_q").get<int>();
     info_.long_range = !metadata.at("long_range").is_null();
+    info_.response = info_.long_range && format >= 4;
   } catch (const json::exception &error) {
     throw std::runtime_error("'" + path + "' holds damaged metadata in " + metadata_name + ": " + error.what());
   }
 
   std::vector<std::string> methods{"evaluate", "pull_back"};
   if (info_.long_range) methods.insert(methods.end(), {"plan", "describe", "spread", "solve", "gather"});
+  if (info_.response)
+    methods.insert(methods.end(), {"polarisation_weights", "polarisation_sums", "pull_back_response",
+                                   "born_effective_charges_of", "field_terms", "field_rows", "field_forces"});
   for (const auto &method : methods)
     if (!script_->module.find_method(method))
       throw std::runtime_error("'" + path + "' is damaged: the model has no method " + method);
@@ -246,13 +258,11 @@ void LESModel::plan(const PlanRequest &request)
   guarded([&] {
     const torch::NoGradGuard no_tape;
     const auto device = script_->device;
-    const auto matrix = [&](const double *data, int64_t rows) {
-      return torch::from_blob(const_cast<double *>(data), {rows, 3}, torch::kFloat64).clone().to(device);
-    };
-    script_->plan = script_->call("plan",
-                                  {matrix(request.cell.data(), 3), matrix(request.kset_cell.data(), 3),
-                                   matrix(request.bounds.data(), 2), request.atoms, request.kspace,
-                                   request.accuracy, request.slab});
+    const Tensor cell = Script::matrix(request.cell.data(), 3, device);
+    script_->plan = script_->call("plan", {cell, Script::matrix(request.kset_cell.data(), 3, device),
+                                           Script::matrix(request.bounds.data(), 2, device), request.atoms,
+                                           request.kspace, request.accuracy, request.slab});
+    script_->cell = cell;
     density_is_list_ = script_->plan_entry("solver").item<int64_t>() == 2;
   });
   request_ = request;
@@ -265,6 +275,19 @@ std::string LESModel::describe_plan()
   std::string text;
   guarded([&] { text = script_->call("describe", {script_->plan}).toStringRef(); });
   return text;
+}
+
+int LESModel::response_passes(const ResponseRequest &request)
+{
+  if (!request.any() || (isolated() && !request.born)) return 0;
+  if (info_.num_layers == 1) return 1;
+  if (request.born) return isolated() ? 3 : 6;
+  int passes = 0;
+  guarded([&] {
+    const Tensor field = Script::matrix(request.electric_field.data(), 1, script_->device)[0];
+    passes = script_->call("field_rows", {script_->cell, field}).toTensor().sum().item<int>();
+  });
+  return passes;
 }
 
 void LESModel::make_blocks(const Graph &graph)
@@ -333,7 +356,7 @@ void LESModel::forward_block(const Graph &graph, size_t number)
   block.state = network->elements()[2];
 }
 
-void LESModel::forward(const Graph &graph)
+void LESModel::forward(const Graph &graph, const ResponseRequest &request)
 {
   const auto device = script_->device;
   const auto own = static_cast<int64_t>(graph.own);
@@ -351,15 +374,20 @@ void LESModel::forward(const Graph &graph)
       const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
       const Tensor positions = view(graph.positions, {own, 3}).to(device);
       copy_out(script_->call("spread", {positions, script_->charge, script_->plan}).toTensor(), density_);
+      if (request.any()) {
+        script_->weights = script_->call("polarisation_weights", {positions, script_->cell}).toTensor();
+        copy_out(script_->call("polarisation_sums", {script_->weights, script_->charge}).toTensor(), response_sums_);
+      }
       times.density += clock.lap();
     }
   });
 }
 
-void LESModel::backward(const Graph &graph, Evaluation &out)
+void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseRequest &request)
 {
   const auto device = script_->device;
   const auto own = static_cast<int64_t>(graph.own);
+  const auto all = static_cast<int64_t>(graph.types.size());
   guarded([&] {
     Clock clock(device);
     Tensor potential;
@@ -390,6 +418,39 @@ void LESModel::backward(const Graph &graph, Evaluation &out)
     out.short_range_energy.resize(graph.own);
     out.charge.resize(graph.own * info_.n_q);
     copy_out(script_->charge, out.charge.data());
+    // The field of an isolated system changes the cotangent of the charges, that of another needs Born charges.
+    const bool response = request.born || (request.field && !isolated());
+    out.born.clear();
+    out.field_energy.clear();
+    out.field_force.clear();
+    Tensor means, field, rows, pulled_back;
+    if (request.any()) {
+      means = view(response_sums_, {static_cast<int64_t>(response_sums_.size())}).to(device) /
+          static_cast<double>(std::max<int64_t>(request_.atoms, 1));
+      script_->weights = script_->weights - means.narrow(0, 0, script_->weights.size(0)).unsqueeze(1);
+      field = Script::matrix(request.electric_field.data(), 1, device)[0];
+    }
+    if (request.field && isolated() && own > 0) {
+      const auto terms =
+          script_->call("field_terms", {script_->charge, means[-1], script_->weights,
+                                        view(graph.positions, {own, 3}).to(device), field})
+              .toTuple();
+      copy_out(terms->elements()[0].toTensor(), out.field_energy);
+      potential = potential + terms->elements()[1].toTensor().unsqueeze(1);
+      std::vector<double> force;
+      copy_out(terms->elements()[2].toTensor(), force);
+      for (size_t k = 0; k < force.size(); ++k) out.long_range_force[k] += force[k];
+      std::array<double, 9> strain;
+      copy_out(terms->elements()[3].toTensor(), strain);
+      for (size_t k = 0; k < strain.size(); ++k) out.atoms_strain[k] += strain[k];
+    }
+    if (response) {
+      if (!request.born) {
+        rows = script_->call("field_rows", {script_->cell, field}).toTensor().nonzero().squeeze(1);
+        script_->weights = script_->weights.index_select(0, rows);
+      }
+      pulled_back = torch::zeros({script_->weights.size(0), all, 3}, script_->weights.options());
+    }
     for (auto &block : script_->blocks) {
       // dE/d(edge vector) of the own nodes' energy: cotangent 1 for their energies, the potential for their charges
       copy_out(block.energy, out.short_range_energy.data() + block.first_node);
@@ -400,11 +461,39 @@ void LESModel::backward(const Graph &graph, Evaluation &out)
         energy_cotangent.narrow(0, 0, size).fill_(1.0);
         if (potential.defined())
           charge_cotangent.narrow(0, 0, size).copy_(potential.narrow(0, block.first_node, size));
-        const auto gradient = script_->call("pull_back", {block.vectors, block.edge_index, block.types, block.state,
-                                                          energy_cotangent, charge_cotangent});
-        copy_out(gradient.toTensor(), out.edge_gradient.data() + 3 * block.first_edge);
+        std::vector<torch::jit::IValue> arguments{block.vectors, block.edge_index, block.types,
+                                                  block.state,   energy_cotangent, charge_cotangent};
+        Tensor gradient;
+        if (response) {
+          const Tensor weights = torch::zeros({script_->weights.size(0), nodes}, script_->weights.options());
+          weights.narrow(1, 0, size).copy_(script_->weights.narrow(1, block.first_node, size));
+          arguments.emplace_back(weights);
+          const auto both = script_->call("pull_back_response", std::move(arguments)).toTuple();
+          gradient = both->elements()[0].toTensor();
+          const Tensor of_weights = both->elements()[1].toTensor();
+          const auto ends = [&](const std::vector<int64_t> &nodes_of_edges) {
+            return view(nodes_of_edges).slice(0, block.first_edge, block.last_edge).to(device);
+          };
+          pulled_back.index_add_(1, ends(graph.neighbour), of_weights);
+          pulled_back.index_add_(1, ends(graph.centre), of_weights, -1);
+        } else {
+          gradient = script_->call("pull_back", std::move(arguments)).toTensor();
+        }
+        copy_out(gradient, out.edge_gradient.data() + 3 * block.first_edge);
       }
       block = {};    // its memory serves the next one
+    }
+    if (response) {
+      const Tensor positions = view(graph.positions, {all, 3}).to(device);
+      if (rows.defined())    // tensors that are complete as far as the field has components
+        pulled_back = torch::zeros({6, all, 3}, pulled_back.options()).index_copy(0, rows, pulled_back);
+      const Tensor tensors =
+          script_->call("born_effective_charges_of",
+                        {script_->charge, means[-1], pulled_back, positions, script_->cell})
+              .toTensor();
+      if (request.born) copy_out(tensors, out.born);
+      if (request.field && !isolated())
+        copy_out(script_->call("field_forces", {tensors, field}).toTensor(), out.field_force);
     }
     times.backward += clock.lap();
   });

@@ -20,6 +20,7 @@ struct ModelInfo {
   int num_layers = 1;
   int n_q = 0;
   bool long_range = false;
+  bool response = false;    // the file offers Born charges to several processes
 };
 
 // What the long-range sum needs to know of the system, all processes together.
@@ -44,9 +45,18 @@ struct PlanRequest {
 struct Graph {
   std::vector<int64_t> types;       // [N], positions in ModelInfo::elements
   size_t own = 0;                   // nodes of this process
-  std::vector<double> positions;    // [own,3]
+  std::vector<double> positions;    // [N,3]
   std::vector<int64_t> centre, neighbour;    // [E]
   std::vector<double> vectors;      // [E,3]
+};
+
+// What is asked of the electrical response; the same on all processes.
+struct ResponseRequest {
+  bool born = false;    // Born charges
+  bool field = false;    // a uniform electric field acts, in V/angstrom
+  std::array<double, 3> electric_field{};
+
+  bool any() const { return born || field; }
 };
 
 // Energies, charges and forces of the own nodes; sums over processes are those of the whole system.
@@ -58,6 +68,11 @@ struct Evaluation {
   std::vector<double> long_range_force;         // [own,3], at fixed charges
   std::array<double, 9> system_strain{};        // dE/d(strain) at fixed charges, the same on every process
   std::array<double, 9> atoms_strain{};         // what the own atoms add to it
+  std::vector<double> born;    // [N,3,3], what the own atoms' charges add to Z* of every node, in e; if asked for
+  // Of the electric field: in an isolated system its energy, with forces and strain that are part of those above; in any
+  // other what the own atoms' charges add to the forces on every node. Empty where there is none.
+  std::vector<double> field_energy;    // [own]
+  std::vector<double> field_force;     // [N,3]
 };
 
 // Seconds, accumulated.
@@ -80,12 +95,16 @@ class LESModel {
   // The plan in words.
   std::string describe_plan();
 
-  // One evaluation is forward, a sum of the density over processes, and backward.
-  void forward(const Graph &graph);
+  // One evaluation is forward, a sum of the density over processes, and backward. With a request also the sums
+  // that Born charges need are made, to be summed over processes like a density.
+  void forward(const Graph &graph, const ResponseRequest &request);
   // Densities of the processes are summed; if this is true, they are put one after the other instead.
   bool density_is_list_of_atoms() const { return density_is_list_; }
   std::vector<double> &density() { return density_; }
-  void backward(const Graph &graph, Evaluation &out);
+  std::vector<double> &response_sums() { return response_sums_; }
+  void backward(const Graph &graph, Evaluation &out, const ResponseRequest &request);
+  // Backward passes of the network that a request adds to an evaluation of the present plan.
+  int response_passes(const ResponseRequest &request);
 
   ModelTimes times;
 
@@ -94,6 +113,7 @@ class LESModel {
  private:
   struct Script;
 
+  bool isolated() const { return request_.cell == std::array<double, 9>{}; }
   void make_blocks(const Graph &graph);
   void forward_block(const Graph &graph, size_t number);
 
@@ -102,7 +122,7 @@ class LESModel {
   PlanRequest request_;
   bool planned_ = false;
   bool density_is_list_ = false;
-  std::vector<double> density_;
+  std::vector<double> density_, response_sums_;
   std::vector<int64_t> block_node_;    // node of a block for each node of the graph, -1 between uses
 };
 

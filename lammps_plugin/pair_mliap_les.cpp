@@ -8,6 +8,7 @@
 #include "error.h"
 #include "force.h"
 #include "memory.h"
+#include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "platform.h"
@@ -28,9 +29,9 @@ using namespace LAMMPS_NS;
 
 PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
     Pair(lmp), device_("cpu"), threads_(0), write_charges_(false), kspace_("auto"), accuracy_(1e-5), slab_(false),
-    fixed_kset_(false), ghost_cutoff_(0.0), with_ghost_neighbors_(false), graph_(lmp), mapped_step_(-1),
-    total_atoms_(0), kset_chosen_(false), kset_cell_{}, graph_reported_(false), graph_time_(0.0),
-    reduction_time_(0.0), calls_(0)
+    fixed_kset_(false), current_every_(0), sum_rule_(false), ghost_cutoff_(0.0), with_ghost_neighbors_(false), graph_(lmp),
+    mapped_step_(-1), total_atoms_(0), kset_chosen_(false), kset_cell_{}, graph_reported_(false), born_wanted_(0),
+    born_step_(-1), graph_time_(0.0), reduction_time_(0.0), calls_(0)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -40,8 +41,10 @@ PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
   centroidstressflag = CENTROID_NOTAVAIL;
   unit_convert_flag = utils::get_supported_conversions(utils::ENERGY);
 
+  comm_reverse = 9;    // Born charges
+
   nextra = 2;
-  pvector = new double[nextra]();
+  pvector = new double[6]();    // short-range energy, long-range energy, current, energy of the electric field
 }
 
 /* ---------------------------------------------------------------------- */
@@ -49,6 +52,7 @@ PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
 PairMLIAPLES::~PairMLIAPLES()
 {
   delete[] pvector;
+  if (modify && modify->get_fix_by_id(current_fix_id())) modify->delete_fix(current_fix_id());
   if (ghost_cutoff_ > 0.0 && comm->cutghostuser == ghost_cutoff_) comm->cutghostuser = 0.0;
   if (allocated) {
     memory->destroy(setflag);
@@ -80,27 +84,44 @@ void PairMLIAPLES::compute(int eflag, int vflag)
   graph_time_ += platform::walltime() - start;
 
   plan(false);
-  if (!graph_reported_) report_graph();
+  const auto request = wanted_response();
+  if (!graph_reported_) report_graph(request);
 
+  evaluate(request);
+  apply_forces();
+  store_charges();
+  std::fill_n(&pvector[2], 3, std::numeric_limits<double>::quiet_NaN());    // until the end of a step that has it
+  born_step_ = -1;
+  if (request.born) store_born();
+}
+
+/* ----------------------------------------------------------------------
+   energy, forces and charges of the present graph, and Born charges if asked for; stops if anything fails
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::evaluate(const les_md::ResponseRequest &request)
+{
+  std::string problem;
   try {
-    model_->forward(graph_.graph());
+    model_->forward(graph_.graph(), request);
   } catch (const std::exception &failure) {
     problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
   }
   stop_if_any(problem);
   if (model_->info().long_range) reduce_density();
+  if (request.any()) {
+    auto &sums = model_->response_sums();
+    MPI_Allreduce(MPI_IN_PLACE, sums.data(), static_cast<int>(sums.size()), MPI_DOUBLE, MPI_SUM, world);
+  }
   double nearest = 0.0;
   try {
-    model_->backward(graph_.graph(), result_);
+    model_->backward(graph_.graph(), result_, request);
     problem = find_non_finite(nearest);
   } catch (const std::exception &failure) {
     problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
   }
   stop_if_any(problem, nearest);
   ++calls_;
-
-  apply_forces();
-  store_charges();
 }
 
 /* ----------------------------------------------------------------------
@@ -149,7 +170,7 @@ void PairMLIAPLES::plan(bool for_check)
     std::array<double, 6> bounds;
     bounds.fill(std::numeric_limits<double>::max());
     const auto &positions = graph_.graph().positions;
-    for (size_t k = 0; k < positions.size(); ++k) {
+    for (size_t k = 0; k < 3 * graph_.graph().own; ++k) {
       bounds[k % 3] = std::min(bounds[k % 3], positions[k]);
       bounds[3 + k % 3] = std::min(bounds[3 + k % 3], -positions[k]);
     }
@@ -220,14 +241,18 @@ void PairMLIAPLES::settings(int narg, char **arg)
   kspace_ = "auto";
   accuracy_ = 1e-5;
   slab_ = fixed_kset_ = false;
+  current_every_ = 0;
+  field_text_.clear();
+  sum_rule_ = false;
 
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
     if (keyword != "device" && keyword != "threads" && keyword != "kspace" && keyword != "accuracy" &&
-        keyword != "kset" && keyword != "slab" && keyword != "charges")
+        keyword != "kset" && keyword != "slab" && keyword != "charges" && keyword != "current" &&
+        keyword != "efield" && keyword != "asr")
       error->all(FLERR,
-                 "Unknown pair_style mliap/les keyword '{}': known are kspace, accuracy, kset, slab, charges, threads, "
-                 "device",
+                 "Unknown pair_style mliap/les keyword '{}': known are kspace, accuracy, kset, slab, charges, current, "
+                 "efield, asr, threads, device",
                  keyword);
     if (iarg + 1 >= narg) error->all(FLERR, "Pair_style mliap/les keyword '{}' needs a value", keyword);
     const std::string value = arg[iarg + 1];
@@ -249,11 +274,22 @@ void PairMLIAPLES::settings(int narg, char **arg)
       fixed_kset_ = value == "fixed";
     } else if (keyword == "slab") {
       slab_ = utils::logical(FLERR, value, false, lmp) == 1;
+    } else if (keyword == "current") {
+      current_every_ = utils::inumeric(FLERR, value, false, lmp);
+      if (current_every_ < 0)
+        error->all(FLERR, "Pair_style mliap/les current must be a number of steps, or 0 for never, not {}", value);
+    } else if (keyword == "efield") {
+      if (iarg + 3 >= narg) error->all(FLERR, "Pair_style mliap/les keyword 'efield' needs three values: Ex Ey Ez");
+      read_field(&arg[iarg + 1]);
+      iarg += 2;
+    } else if (keyword == "asr") {
+      sum_rule_ = utils::logical(FLERR, value, false, lmp) == 1;
     } else {
       write_charges_ = utils::logical(FLERR, value, false, lmp) == 1;
     }
   }
 
+  update_current_fix();
   std::string problem;
   if (model_) {    // the same style named again: pair_coeff stays valid
     try {
@@ -316,6 +352,7 @@ void PairMLIAPLES::coeff(int narg, char **arg)
     }
   if (pairs == 0) error->all(FLERR, "Pair_coeff for mliap/les maps no atom type to an element");
 
+  update_current_fix();
   const int threads = threads_ > 0 ? threads_ : comm->nthreads;
   if (comm->me == 0)
     utils::logmesg(lmp, "mliap/les: {} ({}, {}), types{}, cutoff {:g}, {}, device {}, {} thread{}\n", arg[2],
@@ -341,6 +378,8 @@ void PairMLIAPLES::init_style()
     error->all(FLERR, "Pair_style mliap/les charges yes needs a model with one charge per atom, this one has {}",
                model_->info().n_q);
   if (write_charges_) check_charges_of_others();
+  if (current_every_ > 0) check_response("current");
+  check_field();
   check_boundaries();
   check_neighbor_settings();
 
@@ -499,7 +538,8 @@ std::string PairMLIAPLES::find_non_finite(double &nearest) const
   std::string what;
   if (!std::isfinite(sum(result_.short_range_energy)) || !std::isfinite(sum(result_.long_range_energy)))
     what = "energy";
-  else if (!std::isfinite(sum(result_.edge_gradient)) || !std::isfinite(sum(result_.long_range_force)))
+  else if (!std::isfinite(sum(result_.edge_gradient)) || !std::isfinite(sum(result_.long_range_force)) ||
+           !std::isfinite(sum(result_.field_force)))
     what = "force";
   else
     return "";
@@ -559,13 +599,19 @@ void PairMLIAPLES::apply_forces()
   for (size_t node = 0; node < graph.own; ++node)
     for (int a = 0; a < 3; ++a) f[graph_.own_atom(node)][a] += scale * result_.long_range_force[3 * node + a];
 
+  apply_field(scale);
+
   if (eflag_global) {
     eng_vdwl += pvector[0];
     eng_coul += pvector[1];
+    if (!result_.field_energy.empty()) eng_coul += pvector[5];
   }
   if (eflag_atom)
     for (size_t node = 0; node < graph.own; ++node)
       eatom[graph_.own_atom(node)] += scale * (result_.short_range_energy[node] + result_.long_range_energy[node]);
+  if (eflag_atom)
+    for (size_t node = 0; node < result_.field_energy.size(); ++node)
+      eatom[graph_.own_atom(node)] += scale * result_.field_energy[node];
   if (vflag_global) {
     for (int k = 0; k < 9; ++k) {
       static constexpr int voigt[9] = {0, 3, 4, 3, 1, 5, 4, 5, 2};
@@ -593,7 +639,7 @@ void PairMLIAPLES::store_charges()
    once: how the long-range sum is done, and what the ranks share beyond their own atoms and edges
 ------------------------------------------------------------------------- */
 
-void PairMLIAPLES::report_graph()
+void PairMLIAPLES::report_graph(const les_md::ResponseRequest &request)
 {
   graph_reported_ = true;
   const auto &graph = graph_.graph();
@@ -605,6 +651,12 @@ void PairMLIAPLES::report_graph()
   if (comm->me != 0) return;
   if (model_->info().long_range)
     utils::logmesg(lmp, "mliap/les: long-range sum by {}\n", model_->describe_plan());
+  if (!field_text_.empty())
+    utils::logmesg(lmp, "mliap/les: electric field {} {} {} V/angstrom {}\n", field_text_[0], field_text_[1],
+                   field_text_[2], isolated() ? "with the energy -P.E" : "through Born charges, without an energy");
+  if (request.any())
+    utils::logmesg(lmp, "mliap/les: electrical response: {} more backward passes at step {}\n",
+                   model_->response_passes(request), update->ntimestep);
   const auto ratio = [](double all, double ideal) { return ideal > 0.0 ? all / ideal : 1.0; };
   utils::logmesg(lmp,
                  "mliap/les: per rank {:.0f} own atoms (at most {:.0f}), {:.0f} nodes ({:.2f} times the own atoms), "
@@ -655,7 +707,8 @@ void PairMLIAPLES::finish()
 double PairMLIAPLES::memory_usage()
 {
   double bytes = Pair::memory_usage() + graph_.memory_usage();
-  bytes += static_cast<double>(result_.edge_gradient.capacity()) * sizeof(double);
+  bytes += static_cast<double>(result_.edge_gradient.capacity() + result_.born.capacity() + born_.capacity()) *
+      sizeof(double);
   if (model_) bytes += static_cast<double>(model_->density().capacity()) * sizeof(double);
   return bytes;
 }
@@ -666,6 +719,7 @@ double PairMLIAPLES::memory_usage()
 
 void *PairMLIAPLES::extract_peratom(const char *name, int &ncol)
 {
+  if (std::string(name) == "born") return extract_born(ncol);
   if (!model_ || model_->info().n_q == 0 || std::string(name) != "charge") return nullptr;
   const int n_q = model_->info().n_q;
   charge_.resize(std::max(charge_.size(), static_cast<size_t>(n_q) * std::max(atom->nlocal, 1)), 0.0);

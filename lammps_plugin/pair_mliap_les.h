@@ -28,7 +28,12 @@ class PairMLIAPLES : public Pair {
   double init_one(int, int) override;
   void finish() override;
   double memory_usage() override;
+  void *extract(const char *, int &) override;
   void *extract_peratom(const char *, int &) override;
+  int pack_reverse_comm(int, int, double *) override;
+  void unpack_reverse_comm(int, int *, double *) override;
+
+  void tally_current();    // for FixMLIAPLESCurrent
 
  private:
   void allocate();
@@ -39,11 +44,26 @@ class PairMLIAPLES : public Pair {
   void request_ghosts();
   void plan(bool for_check);
   void stop_if_any(const std::string &problem, double order = 0.0) const;
+  void evaluate(const les_md::ResponseRequest &request);
   void reduce_density();
   std::string find_non_finite(double &nearest) const;
   void apply_forces();
   void store_charges();
-  void report_graph();
+  void report_graph(const les_md::ResponseRequest &request);
+
+  // in pair_mliap_les_response.cpp
+  les_md::ResponseRequest wanted_response();
+  void check_response(const std::string &what) const;
+  void store_born();
+  void update_current_fix();
+  std::string current_fix_id() const;
+  void *extract_born(int &ncol);
+  void read_field(char **values);
+  bool field_varies() const;
+  bool isolated() const;
+  void check_field() const;
+  std::array<double, 3> electric_field();
+  void apply_field(double scale);
 
   std::string device_;
   int threads_;
@@ -51,6 +71,9 @@ class PairMLIAPLES : public Pair {
   std::string kspace_;
   double accuracy_;
   bool slab_, fixed_kset_;
+  int current_every_;
+  std::vector<std::string> field_text_;    // three numbers or v_names, or nothing
+  bool sum_rule_;
 
   std::unique_ptr<les_md::LESModel> model_;
   std::vector<int> type_of_;    // model type of each atom type, -1 for NULL
@@ -67,6 +90,11 @@ class PairMLIAPLES : public Pair {
 
   std::vector<double> charge_;    // [nlocal,n_q], zero for atoms of NULL types
   std::vector<double *> charge_rows_;
+
+  int born_wanted_;               // set by fix pair for one evaluation
+  bigint born_step_;              // step that born_ belongs to
+  std::vector<double> born_;      // [nlocal + nghost,3,3], zero for atoms of NULL types
+  std::vector<double *> born_rows_;
 
   double graph_time_, reduction_time_;
   bigint calls_;

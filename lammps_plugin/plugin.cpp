@@ -2,6 +2,7 @@
 
 #include "plugin_interface.h"
 
+#include "fix_mliap_les_current.h"
 #include "pair_mliap_les.h"
 
 #include "lammps.h"
@@ -12,6 +13,11 @@
 static void *create_pair_mliap_les(void *lmp)
 {
   return new LAMMPS_NS::PairMLIAPLES(static_cast<LAMMPS_NS::LAMMPS *>(lmp));
+}
+
+static void *create_fix_mliap_les_current(void *lmp, int narg, char **arg)
+{
+  return new LAMMPS_NS::FixMLIAPLESCurrent(static_cast<LAMMPS_NS::LAMMPS *>(lmp), narg, arg);
 }
 
 void lammpsplugin_init(void *lmp, void *handle, void *regfunc)
@@ -34,5 +40,12 @@ void lammpsplugin_init(void *lmp, void *handle, void *regfunc)
   plugin.author = "les_md";
   plugin.creator.v1 = &create_pair_mliap_les;
   plugin.handle = handle;
-  reinterpret_cast<LammpsPluginRegister>(regfunc)(&plugin, lmp);
+  const auto add = reinterpret_cast<LammpsPluginRegister>(regfunc);
+  add(&plugin, lmp);
+
+  plugin.style = "fix";
+  plugin.name = "mliap/les/current";
+  plugin.info = "the end of a step, for pair_style mliap/les current";
+  plugin.creator.v2 = &create_fix_mliap_les_current;
+  add(&plugin, lmp);
 }

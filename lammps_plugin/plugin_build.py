@@ -21,8 +21,21 @@ from pathlib import Path
 
 from les_md.cache import cache_directory
 
-SOURCES = ("les_model.cpp", "pair_mliap_les.cpp", "plugin.cpp", "unique_atom_graph.cpp")
-HEADERS = ("les_model.h", "pair_mliap_les.h", "plugin_interface.h", "unique_atom_graph.h")
+SOURCES = (
+    "fix_mliap_les_current.cpp",
+    "les_model.cpp",
+    "pair_mliap_les.cpp",
+    "pair_mliap_les_response.cpp",
+    "plugin.cpp",
+    "unique_atom_graph.cpp",
+)
+HEADERS = (
+    "fix_mliap_les_current.h",
+    "les_model.h",
+    "pair_mliap_les.h",
+    "plugin_interface.h",
+    "unique_atom_graph.h",
+)
 LIBRARY = "lesplugin.so"  # LAMMPS loads every file named *plugin.so
 
 

@@ -45,16 +45,23 @@ std::string UniqueAtomGraph::map_images(const std::vector<int> &type_of)
 
 /* ---------------------------------------------------------------------- */
 
+// From the corner of a periodic box: then a box that changes about its centre does not move the mesh against the atoms.
+const double *UniqueAtomGraph::origin() const
+{
+  static constexpr double zero[3] = {0.0, 0.0, 0.0};
+  return domain->xperiodic || domain->yperiodic || domain->zperiodic ? domain->boxlo : zero;
+}
+
+/* ---------------------------------------------------------------------- */
+
 std::string UniqueAtomGraph::build(const NeighList *list, double cutoff, int num_layers)
 {
   const double *const *x = atom->x;
-  // From the corner of a periodic box: then a box that changes about its centre does not move the mesh against the atoms.
-  static constexpr double zero[3] = {0.0, 0.0, 0.0};
-  const bool periodic = domain->xperiodic || domain->yperiodic || domain->zperiodic;
-  const double *const origin = periodic ? domain->boxlo : zero;
+  const double *const origin = this->origin();
   const size_t own = own_atoms_.size();
   graph_.own = own;
   graph_.positions.resize(3 * own);
+  node_atoms_ = own_atoms_;
   graph_.types.assign(type_of_unique_.begin(), type_of_unique_.begin() + own);
   graph_.centre.clear();
   graph_.neighbour.clear();
@@ -91,6 +98,7 @@ std::string UniqueAtomGraph::build(const NeighList *list, double cutoff, int num
 void UniqueAtomGraph::add_edges_of(int i, int64_t node, const NeighList *list, double limit)
 {
   const double *const *x = atom->x;
+  const double *const origin = this->origin();
   const int *neighbors = list->firstneigh[i];
   for (int jj = 0; jj < list->numneigh[i]; ++jj) {
     const int j = neighbors[jj] & NEIGHMASK;
@@ -101,6 +109,8 @@ void UniqueAtomGraph::add_edges_of(int i, int64_t node, const NeighList *list, d
     if (node_of_unique_[unique] < 0) {
       node_of_unique_[unique] = static_cast<int>(graph_.types.size());
       graph_.types.push_back(type_of_unique_[unique]);
+      for (int a = 0; a < 3; ++a) graph_.positions.push_back(x[j][a] - origin[a]);
+      node_atoms_.push_back(j);
       reached_.emplace_back(j, node_of_unique_[unique]);
     }
     graph_.centre.push_back(node);
@@ -118,7 +128,8 @@ double UniqueAtomGraph::memory_usage() const
   bytes += static_cast<double>(graph_.centre.capacity() + graph_.neighbour.capacity() + graph_.types.capacity()) *
       sizeof(int64_t);
   bytes += static_cast<double>(edge_atoms_.capacity()) * sizeof(edge_atoms_[0]);
-  bytes += static_cast<double>(unique_of_.capacity() + type_of_unique_.capacity() + node_of_unique_.capacity()) *
+  bytes += static_cast<double>(unique_of_.capacity() + type_of_unique_.capacity() + node_of_unique_.capacity() +
+                               node_atoms_.capacity()) *
       sizeof(int);
   return bytes;
 }

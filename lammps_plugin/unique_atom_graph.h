@@ -31,6 +31,8 @@ class UniqueAtomGraph : protected Pointers {
   const les_md::Graph &graph() const { return graph_; }
   // Atom that stands for an own node
   int own_atom(size_t node) const { return own_atoms_[node]; }
+  // Atom, own or ghost, that stands for any node
+  int node_atom(size_t node) const { return node_atoms_[node]; }
   // Atoms, own or ghost, at the ends of an edge; forces on them are the edge's
   int centre_atom(size_t edge) const { return edge_atoms_[edge].first; }
   int neighbour_atom(size_t edge) const { return edge_atoms_[edge].second; }
@@ -42,6 +44,7 @@ class UniqueAtomGraph : protected Pointers {
   double memory_usage() const;
 
  private:
+  const double *origin() const;
   void add_edges_of(int atom, int64_t node, const NeighList *list, double limit);
 
   std::vector<int> unique_of_;      // of each own and ghost atom; -1 for atoms that take no part
@@ -50,6 +53,7 @@ class UniqueAtomGraph : protected Pointers {
   std::vector<int> node_of_unique_;    // -1: not in the graph of this step
 
   les_md::Graph graph_;
+  std::vector<int> node_atoms_;
   std::vector<std::pair<int, int>> edge_atoms_;
   std::vector<std::pair<int, int>> reached_;    // image and node of the atoms found last
   size_t own_edges_ = 0;

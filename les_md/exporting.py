@@ -109,6 +109,7 @@ def export(
         model.long_range,
         model.num_charges,
         sign,
+        is_local=model.num_layers == 1,
     )
     module = torch.jit.script(potential.eval())
     metadata = {

@@ -51,12 +51,31 @@ class WholeEvaluation(torch.nn.Module):
 
         Other parameters as in ``forward``, with its ``state``; may be called several times.
         """
+        return self.pull_back_all(
+            edge_vectors, edge_index, types, state, energy_cotangent.unsqueeze(0), charge_cotangent.unsqueeze(0)
+        )[0]
+
+    @torch.jit.export
+    def pull_back_all(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        state: List[Tensor],  # noqa: UP006
+        energy_cotangents: Tensor,
+        charge_cotangents: Tensor,
+    ) -> Tensor:
+        """``pull_back`` of each of ``energy_cotangents`` [K, N], ``charge_cotangents`` [K, N, n_q]: [K, E, 3]."""
         vectors, energy, charge = state[0], state[1], state[2]
-        total = (energy * energy_cotangent).sum() + (charge * charge_cotangent).sum()
-        if not total.requires_grad:  # no edge, or a network that does not depend on them
-            return torch.zeros_like(edge_vectors)
-        gradient = torch.autograd.grad([total], [vectors], retain_graph=True, allow_unused=True)[0]
-        return torch.zeros_like(edge_vectors) if gradient is None else gradient
+        gradients: List[Tensor] = []  # noqa: UP006
+        for k in range(energy_cotangents.size(0)):
+            total = (energy * energy_cotangents[k]).sum() + (charge * charge_cotangents[k]).sum()
+            if not total.requires_grad:  # no edge, or a network that does not depend on them
+                gradients.append(torch.zeros_like(edge_vectors))
+            else:
+                gradient = torch.autograd.grad([total], [vectors], retain_graph=True, allow_unused=True)[0]
+                gradients.append(torch.zeros_like(edge_vectors) if gradient is None else gradient)
+        return torch.stack(gradients)
 
 
 class LayeredEvaluation(torch.nn.Module):
@@ -117,19 +136,38 @@ class LayeredEvaluation(torch.nn.Module):
         charge_cotangent: Tensor,
     ) -> Tensor:
         """As ``WholeEvaluation.pull_back``."""
+        return self.pull_back_all(
+            edge_vectors, edge_index, types, state, energy_cotangent.unsqueeze(0), charge_cotangent.unsqueeze(0)
+        )[0]
+
+    @torch.jit.export
+    def pull_back_all(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        state: List[Tensor],  # noqa: UP006
+        energy_cotangents: Tensor,
+        charge_cotangents: Tensor,
+    ) -> Tensor:
+        """As ``WholeEvaluation.pull_back_all``; every block is evaluated once for all of the K."""
         if types.size(0) <= self.whole_up_to:
-            return self.whole.pull_back(edge_vectors, edge_index, types, state, energy_cotangent, charge_cotangent)
+            return self.whole.pull_back_all(
+                edge_vectors, edge_index, types, state, energy_cotangents, charge_cotangents
+            )
         vectors, index, order = self._sorted(edge_vectors.data, edge_index)
         starts = self._starts(index, types.size(0))
-        gradient = torch.zeros_like(vectors)
-        of_features = torch.zeros_like(state[self.num_layers])
+        size = energy_cotangents.size(0)
+        gradient = torch.stack([torch.zeros_like(vectors)] * size)
+        of_features = torch.stack([torch.zeros_like(state[self.num_layers])] * size)
+        of_outputs = ((energy_cotangents != 0.0) | (charge_cotangents != 0.0).any(2)).any(0)
         for back in range(self.num_layers):
             number = self.num_layers - 1 - back
-            of_features_before = torch.zeros_like(state[number])
-            needed = (energy_cotangent != 0.0).unsqueeze(1).to(torch.int64) + (charge_cotangent != 0.0).any(1, True)
+            of_features_before = torch.stack([torch.zeros_like(state[number])] * size)
+            needed = of_outputs
             if back > 0:
-                needed = needed + (of_features != 0.0).any(1, True)
-            counts = self._count_by_block(needed[:, 0])
+                needed = needed | (of_features != 0.0).any(2).any(0)
+            counts = self._count_by_block(needed.to(torch.int64))
             for block in range(len(starts) - 1):
                 # A process needs its own atoms only of the last layer, and around them one hop more of each before.
                 if counts[block] == 0:
@@ -142,22 +180,23 @@ class LayeredEvaluation(torch.nn.Module):
                 after, energy, charge = self.network.layer(
                     number, features, types.index_select(0, members), block_vectors, local_index, count
                 )
-                total = (energy * energy_cotangent[first : first + count]).sum()
-                total = total + (charge * charge_cotangent[first : first + count]).sum()
-                if back > 0:
-                    total = total + (after * of_features[first : first + count]).sum()
-                if total.requires_grad:
-                    inputs = [block_vectors, features] if number > 0 else [block_vectors]
-                    gradients = torch.autograd.grad([total], inputs, allow_unused=True)
-                    of_vectors = gradients[0]
-                    if of_vectors is not None:
-                        gradient[starts[block] : starts[block + 1]] += of_vectors
-                    if number > 0:
-                        of_members = gradients[1]
-                        if of_members is not None:
-                            of_features_before.index_add_(0, members, of_members)
+                inputs = [block_vectors, features] if number > 0 else [block_vectors]
+                for k in range(size):
+                    total = (energy * energy_cotangents[k, first : first + count]).sum()
+                    total = total + (charge * charge_cotangents[k, first : first + count]).sum()
+                    if back > 0:
+                        total = total + (after * of_features[k, first : first + count]).sum()
+                    if total.requires_grad:
+                        gradients = torch.autograd.grad([total], inputs, retain_graph=k + 1 < size, allow_unused=True)
+                        of_vectors = gradients[0]
+                        if of_vectors is not None:
+                            gradient[k, starts[block] : starts[block + 1]] += of_vectors
+                        if number > 0:
+                            of_members = gradients[1]
+                            if of_members is not None:
+                                of_features_before[k].index_add_(0, members, of_members)
             of_features = of_features_before
-        return torch.zeros_like(gradient).index_copy(0, order, gradient)
+        return torch.zeros_like(gradient).index_copy(1, order, gradient)
 
     def _sorted(self, edge_vectors: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Edges in the order of their centres."""

@@ -15,7 +15,7 @@ import ase.data
 import numpy as np
 import torch
 
-from les_md.potential import FORMAT_VERSION
+from les_md.potential import FORMAT_VERSION, READABLE_VERSIONS
 
 METADATA_NAME = "les_md.json"
 
@@ -127,11 +127,11 @@ def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
         version = int(metadata["format_version"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path}: its metadata cannot be read ({error!r}); export the checkpoint again") from error
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         age = "update les_md, or " if version > FORMAT_VERSION else ""
         raise ModelFileError(
-            f"{path} is in format {version}, this les_md reads format {FORMAT_VERSION}: {age}export the checkpoint "
-            "again with this version"
+            f"{path} is in format {version}, this les_md reads formats {' and '.join(map(str, READABLE_VERSIONS))}: "
+            f"{age}export the checkpoint again with this version"
         )
     missing = {"elements", "cutoff", "num_layers", "long_range"} - set(metadata)
     if missing:

@@ -18,12 +18,22 @@ from torch import Tensor
 
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters
-from les_md.electrostatics.response import born_effective_charges, polarisation_cotangents
+from les_md.electrostatics.response import (
+    born_effective_charges,
+    field_forces,
+    field_rows,
+    field_terms,
+    polarisation_sums,
+    polarisation_weights,
+)
 from les_md.layered_evaluation import LayeredEvaluation, WholeEvaluation
 
-#: Version of the exported file's contract; a reader refuses any other. 2: long-range sums follow a plan.
-#: 3: ``evaluate`` and ``pull_back``.
-FORMAT_VERSION = 3
+#: Version of the exported file's contract that is written. 2: long-range sums follow a plan.
+#: 3: ``evaluate`` and ``pull_back``. 4: ``pull_back_response`` and the other parts of Born charges on many processes.
+FORMAT_VERSION = 4
+
+#: Versions that are read. A file of version 3 does all but the electrical response in LAMMPS.
+READABLE_VERSIONS = (3, 4)
 
 
 class LESPotential(torch.nn.Module):
@@ -37,6 +47,8 @@ class LESPotential(torch.nn.Module):
     long_range : parameters of the long-range energy; None for a short-range model (n_q = 0).
     num_charges : n_q.
     charge_sign : +1 or −1, the overall sign of the charges, which the energy leaves open.
+    is_local : whether energy and charges of an atom depend on the edges from that atom alone, as without message
+        passing. Born charges then take one backward pass.
     """
 
     def __init__(
@@ -46,6 +58,7 @@ class LESPotential(torch.nn.Module):
         long_range: Optional[LongRangeParameters],  # noqa: UP045
         num_charges: int,
         charge_sign: float = 1.0,
+        is_local: bool = False,
     ) -> None:
         super().__init__()
         if (long_range is None) != (num_charges == 0):
@@ -57,6 +70,7 @@ class LESPotential(torch.nn.Module):
         self.long_range = LatentEwald(long_range or LongRangeParameters())
         self.num_charges: int = num_charges
         self.charge_sign: float = float(charge_sign)
+        self.is_local: bool = bool(is_local)
 
     @torch.jit.export
     def short_range(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,21 +206,120 @@ class LESPotential(torch.nn.Module):
     ) -> Tensor:
         """Born effective charges Z* [N, 3, 3] in e: polarisation index first, displacement index second.
 
-        Costs one forward and six (isolated: three) backward passes of the network.
+        Costs one forward and six (isolated: three; without message passing: one) backward passes of the network.
         """
-        energy, charge, state = self.evaluate(edge_vectors, edge_index, types)
-        isolated = self.long_range.is_isolated(cell)
-        remove_mean = self.long_range.remove_mean
-        weights = polarisation_cotangents(positions, cell, isolated, remove_mean)
+        _energy, charge, state = self.evaluate(edge_vectors, edge_index, types)
+        weights = self.polarisation_weights(positions, cell)
+        means = self.polarisation_sums(weights, charge) / max(positions.size(0), 1)
+        weights = weights - means[:-1].unsqueeze(1)
+        gradients = self.pull_back_weights(edge_vectors, edge_index, types, state, weights)
         pulled_back = torch.zeros(
             [weights.size(0), positions.size(0), 3], dtype=positions.dtype, device=positions.device
         )
-        for direction in range(weights.size(0)):
-            cotangent = weights[direction][:, None].expand_as(charge).contiguous()
-            gradient = self.pull_back(edge_vectors, edge_index, types, state, torch.zeros_like(energy), cotangent)
-            pulled_back[direction] = (
-                pulled_back[direction].index_add(0, edge_index[1], gradient).index_add(0, edge_index[0], -gradient)
+        pulled_back = pulled_back.index_add(1, edge_index[1], gradients).index_add(1, edge_index[0], -gradients)
+        return self.born_effective_charges_of(charge, means[-1], pulled_back, positions, cell)
+
+    @torch.jit.export
+    def polarisation_weights(self, positions: Tensor, cell: Tensor) -> Tensor:
+        """See ``response.polarisation_weights``: [3, N] (isolated, a cell of zeros) or [6, N] (any other cell)."""
+        return polarisation_weights(positions, cell, self.long_range.is_isolated(cell))
+
+    @torch.jit.export
+    def polarisation_sums(self, weights: Tensor, charges: Tensor) -> Tensor:
+        """See ``response.polarisation_sums``; sums of N processes add up."""
+        return polarisation_sums(weights, charges, self.long_range.remove_mean)
+
+    @torch.jit.export
+    def pull_back_weights(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        state: List[Tensor],  # noqa: UP006
+        weights: Tensor,
+    ) -> Tensor:
+        """Derivatives [K, E, 3] of Σ_j ``weights``[:, j] q_j, in e/Å times the unit of ``weights`` [K, N].
+
+        Other parameters as in ``pull_back``. A node whose charge belongs to another process has weights of zero.
+        """
+        no_energy = torch.zeros([1, types.size(0)], dtype=torch.float64, device=types.device)
+        if self.is_local:
+            mine = (weights != 0.0).any(0).to(torch.float64)
+            of_sum = self._pull_back_all(
+                edge_vectors, edge_index, types, state, no_energy, mine[None, :, None].repeat(1, 1, self.num_charges)
             )
-        return born_effective_charges(
-            charge, pulled_back, positions, cell, isolated, remove_mean, self.long_range.epsilon_factor
+            return weights.index_select(1, edge_index[0]).unsqueeze(2) * of_sum
+        cotangents = weights.unsqueeze(2).repeat(1, 1, self.num_charges)
+        return self._pull_back_all(
+            edge_vectors, edge_index, types, state, no_energy.expand(weights.size(0), -1), cotangents
         )
+
+    @torch.jit.export
+    def pull_back_response(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        state: List[Tensor],  # noqa: UP006
+        energy_cotangent: Tensor,
+        charge_cotangent: Tensor,
+        weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """``pull_back`` and ``pull_back_weights`` together, which costs less than one after the other."""
+        if self.is_local:
+            energy_cotangents = torch.stack([energy_cotangent, torch.zeros_like(energy_cotangent)])
+            mine = (weights != 0.0).any(0).to(torch.float64).unsqueeze(1)
+            cotangents = torch.stack([charge_cotangent, mine.expand_as(charge_cotangent)])
+            both = self._pull_back_all(edge_vectors, edge_index, types, state, energy_cotangents, cotangents)
+            return both[0], weights.index_select(1, edge_index[0]).unsqueeze(2) * both[1]
+        no_energy = torch.zeros_like(energy_cotangent).expand(weights.size(0), -1)
+        energy_cotangents = torch.cat([energy_cotangent.unsqueeze(0), no_energy])
+        of_weights = weights.unsqueeze(2).expand(-1, -1, self.num_charges)
+        cotangents = torch.cat([charge_cotangent.unsqueeze(0), of_weights])
+        all_of_them = self._pull_back_all(edge_vectors, edge_index, types, state, energy_cotangents, cotangents)
+        return all_of_them[0], all_of_them[1:]
+
+    def _pull_back_all(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        state: List[Tensor],  # noqa: UP006
+        energy_cotangents: Tensor,
+        charge_cotangents: Tensor,
+    ) -> Tensor:
+        return self.evaluation.pull_back_all(
+            edge_vectors, edge_index, types, state, energy_cotangents, self.charge_sign * charge_cotangents
+        )
+
+    @torch.jit.export
+    def born_effective_charges_of(
+        self, charges: Tensor, mean_charge: Tensor, pulled_back: Tensor, positions: Tensor, cell: Tensor
+    ) -> Tensor:
+        """See ``response.born_effective_charges``."""
+        return born_effective_charges(
+            charges,
+            mean_charge,
+            pulled_back,
+            positions,
+            cell,
+            self.long_range.is_isolated(cell),
+            self.long_range.epsilon_factor,
+        )
+
+    @torch.jit.export
+    def field_terms(
+        self, charges: Tensor, mean_charge: Tensor, weights: Tensor, positions: Tensor, field: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See ``response.field_terms``; for an isolated system."""
+        return field_terms(charges, mean_charge, weights, positions, field, self.long_range.epsilon_factor)
+
+    @torch.jit.export
+    def field_rows(self, cell: Tensor, field: Tensor) -> Tensor:
+        """See ``response.field_rows``; for a periodic system."""
+        return field_rows(cell, field)
+
+    @torch.jit.export
+    def field_forces(self, tensors: Tensor, field: Tensor) -> Tensor:
+        """See ``response.field_forces``; for a periodic system."""
+        return field_forces(tensors, field)

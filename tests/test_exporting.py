@@ -48,7 +48,7 @@ def test_metadata(checkpoint, tmp_path, dtype):
     report = export(checkpoint, tmp_path / "out.pt", dtype=dtype)
     metadata = read_metadata(tmp_path / "out.pt")
     assert metadata == report.metadata
-    assert metadata["format_version"] == 3
+    assert metadata["format_version"] == 4
     assert metadata["architecture"] == "cace"
     assert metadata["elements"] == ["H", "O"]
     assert (metadata["cutoff"], metadata["num_layers"], metadata["receptive_field"]) == (3.0, 1, 3.0)
@@ -259,8 +259,8 @@ class TestModelFile:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"format_version": 4}, "in format 4, this les_md reads format 3: update les_md"),
-            ({"format_version": 1}, "in format 1, this les_md reads format 3: export the checkpoint again"),
+            ({"format_version": 5}, "in format 5, this les_md reads formats 3 and 4: update les_md"),
+            ({"format_version": 1}, "in format 1, this les_md reads formats 3 and 4: export the checkpoint again"),
             ({"format_version": "x"}, "metadata cannot be read"),
             ({"elements": None}, "metadata lacks elements"),
         ],

@@ -392,12 +392,17 @@ def test_in_blocks(variant, frozen, tmp_path):
         module = torch.jit.script(evaluation.eval())
         if frozen:
             with torch.jit.optimized_execution(True):
-                module = torch.jit.freeze(module, preserved_attrs=["pull_back"])
+                module = torch.jit.freeze(module, preserved_attrs=["pull_back", "pull_back_all"])
         energy, charge, state = module(*arguments)
         assert not energy.requires_grad and not charge.requires_grad
         gradient = module.pull_back(*arguments, state, *cotangents)
         assert torch.equal(module.pull_back(*arguments, state, *cotangents), gradient)
-        results.append((energy, charge, gradient))
+        several = [torch.stack([3.0 * c.roll(1, 0), torch.zeros_like(c), c]) for c in cotangents]
+        gradients = module.pull_back_all(*arguments, state, *several)
+        assert gradients.shape == (3, *gradient.shape)
+        assert_same(gradients[2], gradient, 1e-14)
+        assert not gradients[1].any()
+        results.append((energy, charge, gradient, gradients[0]))
     for whole, blocks in zip(*results, strict=True):
         assert whole.abs().max() > 1e-3
         assert_same(blocks, whole, 1e-12)

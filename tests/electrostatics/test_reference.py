@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from les_md.electrostatics import LatentEwald, LongRangeParameters
-from les_md.electrostatics.response import born_effective_charges, polarisation_cotangents
+from les_md.electrostatics.response import born_effective_charges, polarisation_sums, polarisation_weights
 
 CASES = (
     "bec_epsilon2", "bec_keep_mean", "cluster", "cluster_charged_selfint", "cubic_charged", "cubic_neutral",
@@ -55,12 +55,13 @@ def test_born_effective_charges(references, case):
     positions = torch.tensor(data["positions"], requires_grad=True)
     charges = torch.tensor(data["charges"]) * (1.0 + 0.1 * torch.sin(positions.sum(1)))
     isolated = LatentEwald(parameters).is_isolated(cell)
-    weights = polarisation_cotangents(positions.detach(), cell, isolated, parameters.remove_mean)
+    weights = polarisation_weights(positions.detach(), cell, isolated)
+    means = polarisation_sums(weights, charges.detach()[:, None], parameters.remove_mean) / len(positions)
     pulled_back = torch.stack(
-        [torch.autograd.grad(charges, positions, weight, retain_graph=True)[0] for weight in weights]
+        [torch.autograd.grad(charges, positions, weight, retain_graph=True)[0] for weight in weights - means[:-1, None]]
     )
     result = born_effective_charges(
-        charges.detach()[:, None], pulled_back, positions.detach(), cell, isolated,
-        parameters.remove_mean, parameters.epsilon_factor,
+        charges.detach()[:, None], means[-1], pulled_back, positions.detach(), cell, isolated,
+        parameters.epsilon_factor,
     )  # fmt: skip
     assert relative_error(result, data["bec"]) < 1e-9

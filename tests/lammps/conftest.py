@@ -30,7 +30,15 @@ TILTED = [[7.0, 0, 0], [2.1, 6.5, 0], [-1.7, 3.0, 6.8]]
 
 
 def write_model(
-    path: Path, *, dtype: str = "float64", num_charges: int = 1, cutoff: float = 4.0, softness=1.0, **network
+    path: Path,
+    *,
+    dtype: str = "float64",
+    num_charges: int = 1,
+    cutoff: float = 4.0,
+    softness=1.0,
+    charge_sign: float = 1.0,
+    remove_mean: bool = True,
+    **network,
 ) -> Path:
     """An exported file of a CACE network with random weights; knows H and O."""
     torch.manual_seed(7)
@@ -43,16 +51,27 @@ def write_model(
             weights.mul_(4.0 / softness)  # so that the long-range energy is no small part of the whole
         for weights in module.energy_readout.parameters():
             weights.div_(softness)
-    return write_network(path, module, "cace", 1 + configuration.num_message_passing, num_charges, dtype)
+    return write_network(
+        path, module, "cace", 1 + configuration.num_message_passing, num_charges, dtype, charge_sign, remove_mean
+    )
 
 
 def write_network(
-    path: Path, network: torch.nn.Module, architecture: str, num_layers: int, num_charges: int, dtype: str = "float64"
+    path: Path,
+    network: torch.nn.Module,
+    architecture: str,
+    num_layers: int,
+    num_charges: int,
+    dtype: str = "float64",
+    charge_sign: float = 1.0,
+    remove_mean: bool = True,
 ) -> Path:
     """An exported file of a network that knows H and O and has its ``cutoff``."""
-    long_range = LongRangeParameters() if num_charges else None
+    long_range = LongRangeParameters(remove_mean=remove_mean) if num_charges else None
     cutoff = network.cutoff
-    potential = LESPotential(network, torch.tensor([-5.8, -2.9]), long_range, num_charges).eval()
+    potential = LESPotential(
+        network, torch.tensor([-5.8, -2.9]), long_range, num_charges, charge_sign, is_local=num_layers == 1
+    ).eval()
     potential.requires_grad_(False)
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -63,7 +82,7 @@ def write_network(
         "receptive_field": num_layers * cutoff,
         "dtype": dtype,
         "n_q": num_charges,
-        "long_range": {**long_range.to_dict(), "charge_sign": 1.0} if long_range else None,
+        "long_range": {**long_range.to_dict(), "charge_sign": charge_sign} if long_range else None,
         "source": {},
         "versions": {},
         "self_check": {},

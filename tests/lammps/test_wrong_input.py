@@ -31,8 +31,8 @@ def refused(lammps_of):
     [
         (
             "speed 2",
-            r"Unknown pair_style mliap/les keyword 'speed': known are kspace, accuracy, kset, slab, charges, "
-            "threads, device",
+            r"Unknown pair_style mliap/les keyword 'speed': known are kspace, accuracy, kset, slab, charges, current, "
+            "efield, asr, threads, device",
         ),
         ("charges", r"keyword 'charges' needs a value"),
         ("threads 0", r"threads must be at least 1, not 0"),
@@ -130,11 +130,13 @@ class TestModelFile:
         return path
 
     def test_other_format(self, refused, models, tmp_path):
-        path = self.rewrite(models, tmp_path / "new.pt", format_version=4)
-        message = r"new.pt' has format version 4, this les_md reads version 3: update les_md or export the model"
+        path = self.rewrite(models, tmp_path / "new.pt", format_version=5)
+        message = r"new.pt' has format version 5, this les_md reads versions 3 and 4: update les_md or export the model"
         self.check(refused, path, message)
         path = self.rewrite(models, tmp_path / "old.pt", format_version=1)
-        message = r"old.pt' has format version 1, this les_md reads version 3: export the model with this version"
+        message = (
+            r"old.pt' has format version 1, this les_md reads versions 3 and 4: export the model with this version"
+        )
         self.check(refused, path, message)
 
     def test_incomplete_metadata(self, refused, models, tmp_path):

@@ -240,7 +240,7 @@ def newer(content):
         for entry in old.infolist():
             data = old.read(entry)
             if entry.filename.endswith("les_md.json"):
-                data = data.replace(b'"format_version": 3', b'"format_version": 99')
+                data = data.replace(b'"format_version": 4', b'"format_version": 99')
             new.writestr(entry.filename, data)
     return rewritten.getvalue()
 

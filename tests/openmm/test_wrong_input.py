@@ -367,7 +367,7 @@ class TestModelFile:
 
     @pytest.mark.parametrize(
         ("version", "message"),
-        [(4, "update les_md, or export the checkpoint again"), (1, "export the checkpoint again")],
+        [(5, "update les_md, or export the checkpoint again"), (1, "export the checkpoint again")],
     )
     def test_other_format(self, version, message, models, tmp_path, backend):
         path = tmp_path / "other.pt"
@@ -375,9 +375,9 @@ class TestModelFile:
             for entry in old.infolist():
                 content = old.read(entry)
                 if entry.filename.endswith("les_md.json"):
-                    content = content.replace(b'"format_version": 3', f'"format_version": {version}'.encode())
+                    content = content.replace(b'"format_version": 4', f'"format_version": {version}'.encode())
                 new.writestr(entry.filename, content)
-        message = rf"other\.pt is in format {version}, this les_md reads format 3: {message}"
+        message = rf"other\.pt is in format {version}, this les_md reads formats 3 and 4: {message}"
         self.check(path, ModelFileError, message, backend)
 
 
