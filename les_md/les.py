@@ -128,7 +128,7 @@ class Les(torch.nn.Module):
             if desc is None:
                 raise ValueError("give latent_charges, or desc to a module with a charge head (use_atomwise=True)")
             latent_charges = self._charges_of(desc)
-        charges = latent_charges.reshape(latent_charges.size(0), -1) if latent_charges.dim() == 1 else latent_charges
+        charges = latent_charges[:, None] if latent_charges.dim() == 1 else latent_charges
         if cell.dim() == 2:
             cell = cell[None]
         if batch is None:
@@ -172,6 +172,8 @@ class Les(torch.nn.Module):
                 self.training,
             )
             if bec_output_index is not None:
+                if bec_output_index < 0 or bec_output_index > 2:
+                    raise ValueError(f"bec_output_index must be 0, 1 or 2, not {bec_output_index}")
                 born = born[:, bec_output_index]
         return {"E_lr": energy, "latent_charges": latent_charges, "potential": potential, "BEC": born}
 

@@ -288,8 +288,9 @@ def test_configurations_without_atoms_and_with_one(scripted):
     charge = float(configurations[1][2].square().sum())
     energy = with_self(configurations[1][0], configurations[1][1], latent_charges=configurations[1][2])["E_lr"]
     assert float(energy) == pytest.approx(with_self.norm_factor * charge / (2.0 * np.pi) ** 1.5, rel=1e-12)
-    nothing = evaluate(make({}, scripted), *joined(boxes(sizes=((0, True), (0, False)))))
-    assert nothing["energy"].tolist() == [0.0, 0.0]
+    positions, cells, charges, batch = joined(boxes(sizes=((0, True), (0, False))))
+    for q in (charges, charges[:, 0]):
+        assert evaluate(make({}, scripted), positions, cells, q, batch)["energy"].tolist() == [0.0, 0.0]
 
 
 def test_boundaries():
@@ -330,6 +331,8 @@ def test_training_reaches_born_charges():
         positions, cells, latent_charges=charges, batch=batch, compute_bec=True, bec_output_index=1
     )["BEC"]  # fmt: skip
     assert only.shape == (7, 3)
+    with pytest.raises(ValueError, match="bec_output_index must be"):
+        les(positions, cells, latent_charges=charges, batch=batch, compute_bec=True, bec_output_index=3)
     assert bool((only[:, [0, 2]] == 0.0).all())  # charges that do not move: the charge times the unit tensor
 
 
@@ -346,6 +349,7 @@ def test_charge_head():
     torch.testing.assert_close(again["E_lr"], result["E_lr"], rtol=1e-12, atol=1e-12)
     head = LatentChargeHead(5, n_layers=2, n_hidden=7, add_linear_nn=False, output_scaling_factor=2.0).double()
     x = torch.nn.functional.silu(descriptors @ head.layers[0].weight.T + head.layers[0].bias)
+    torch.testing.assert_close(torch.jit.script(head)(descriptors), head(descriptors))
     torch.testing.assert_close(head(descriptors), 2.0 * (x @ head.layers[1].weight.T + head.layers[1].bias))
 
 
