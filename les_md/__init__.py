@@ -8,10 +8,11 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "LESCalculator": "les_md.calculator",
     "LESForce": "les_md.openmm",
+    "Les": "les_md.les",
     "export": "les_md.exporting",
     "load": "les_md.model_file",
 }
-__all__ = ["LESCalculator", "LESForce", "__version__", "export", "load"]
+__all__ = ["LESCalculator", "LESForce", "Les", "__version__", "export", "load"]
 
 
 def __getattr__(name: str):

@@ -222,6 +222,9 @@ _STAND_IN_PACKAGES = ("cace", "cuequivariance", "cuequivariance_torch", "les", "
 
 #: Classes that become stand-ins, of modules whose other classes do not.
 _STAND_IN_CLASSES = {
+    # The long-range energy of MACE-LES models trained with les-mace-train, of which only the parameters are needed.
+    ("les_md.les", "Les"),
+    ("les_md.charge_head", "LatentChargeHead"),
     ("mace.modules.wrapper_ops", "CuEquivarianceConfig"),
     ("mace.tools.cg", "O3_e3nn"),
 }

@@ -177,11 +177,14 @@ _LES_ATTRIBUTES = {
     "BEC": {"remove_mean", "epsilon_factor", "normalization_factor"},
 }  # fmt: skip
 
+#: The class of models trained with les_md's own long-range energy, which holds all parameters itself.
+_OWN_LES = "les_md.les.Les"
+
 
 def _long_range(les: Any, norm_factor: float | None, notes: list[str]) -> LongRangeParameters:
     """Parameters of the long-range energy from the stored ``les`` modules."""
     modules = {"Les": les, "Ewald": les.get("ewald"), "BEC": les.get("bec")}
-    if modules["Ewald"] is None:
+    if modules["Ewald"] is None and les.class_path != _OWN_LES:
         raise UnsupportedModelError("the les module of the MACE model has no Ewald sum")
     for child in les._modules:
         if child not in ("atomwise", "ewald", "bec"):

@@ -37,6 +37,11 @@ def smeared_coulomb_kernel(distance_squared: Tensor, sigma: float) -> tuple[Tens
     return value, slope
 
 
+def gaussian_self_potential(sigma: float, norm_factor: float) -> float:
+    """∂/∂q of C q²/(σ (2π)^{3/2}), per unit charge, eV/e²: the interaction of a Gaussian charge with itself."""
+    return 2.0 * norm_factor / (sigma * (2.0 * math.pi) ** 1.5)
+
+
 def _rows_per_block(num_sources: int, pairs: int = 1 << 22) -> int:
     """Rows at a time, so that a block holds at most ``pairs`` pairs (32 MB for each intermediate)."""
     return max(1, pairs // max(1, num_sources))

@@ -23,7 +23,7 @@ from les_md.electrostatics.ewald import (
     structure_factor,
     wave_vector_limits,
 )
-from les_md.electrostatics.isolated import pair_potential
+from les_md.electrostatics.isolated import gaussian_self_potential, pair_potential
 from les_md.electrostatics.isolated_mesh import (
     isolated_density,
     isolated_gather,
@@ -430,12 +430,8 @@ class LatentEwald(torch.nn.Module):
                 potential = potential + slab_part
                 forces = forces + slab_forces
         if self.remove_self_interaction:
-            potential = potential - self._gaussian_self_potential() * charges
+            potential = potential - gaussian_self_potential(self.sigma, self.norm_factor) * charges
         return potential, forces, strain_derivative
-
-    def _gaussian_self_potential(self) -> float:
-        """∂/∂q of C q²/(σ (2π)^{3/2}), per unit charge: the interaction of a Gaussian charge with itself."""
-        return 2.0 * self.norm_factor / (self.sigma * (2.0 * math.pi) ** 1.5)
 
     @torch.jit.export
     def energy(self, positions: Tensor, charges: Tensor, cell: Tensor) -> Tensor:
@@ -449,7 +445,7 @@ class LatentEwald(torch.nn.Module):
                 structure_factor(positions, charges, cell, half_space_limits(weight)), weight
             ).sum()
         if self.remove_self_interaction:
-            energy = energy - 0.5 * self._gaussian_self_potential() * (charges**2).sum()
+            energy = energy - 0.5 * gaussian_self_potential(self.sigma, self.norm_factor) * (charges**2).sum()
         return energy
 
     def forward(

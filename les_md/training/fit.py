@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
-from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters
+from les_md.les import Les
 from les_md.training.bond_guard import BondGuard
 from les_md.training.charge_guess import bond_increment_charges, start_from_guess
 from les_md.training.contact_guard import ContactGuard
@@ -94,7 +94,7 @@ class EnergyModel(torch.nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("reference_energies", reference_energies)
-        self.long_range = None if long_range is None else LatentEwald(long_range)
+        self.long_range = None if long_range is None else Les(**long_range.to_dict())
 
     def forward(self, frame: Frame, differentiable: bool) -> tuple[Tensor, Tensor]:
         """Energy [] eV and forces [N, 3] eV/Å, float64; ``differentiable`` in the weights, if asked for."""
@@ -118,9 +118,13 @@ class EnergyModel(torch.nn.Module):
         atomic, charges = self.network(vectors, edge_index, types)
         energies = [e.sum() for e in torch.split(atomic.double() + self.reference_energies[types], sizes)]
         if self.long_range is not None:
-            parts = zip(torch.split(positions, sizes), torch.split(charges.double(), sizes), frames, strict=True)
-            long_range = [self.long_range.energy(r, q, frame.cell) for r, q, frame in parts]
-            energies = [short + long for short, long in zip(energies, long_range, strict=True)]
+            result = self.long_range(
+                positions,
+                torch.stack([frame.cell for frame in frames]),
+                latent_charges=charges.double(),
+                batch=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor(sizes)),
+            )
+            energies = [short + long for short, long in zip(energies, result["E_lr"], strict=True)]
         (gradient,) = torch.autograd.grad(sum(energies), positions, create_graph=differentiable)
         return energies, list(torch.split(-gradient, sizes)), list(torch.split(charges, sizes))
 
