@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,14 +28,19 @@ class LESCalculator(Calculator):
     accuracy : relative root-mean-square error of the long-range forces by the mesh.
     slab : take the interaction of slabs across the vacuum along the third cell vector away; needs
         ``pbc=(True, True, False)``. Models are trained without.
+    electric_field : [3] V/Å, a uniform field that acts through Born effective charges, F = Z*ᵀ E; None for none. An
+        isolated system has the energy −P·E, which is part of ``energy``, ``energies`` and ``stress``. With a periodic
+        axis there is none: ``forces`` alone contain the field, so that optimisers that look at energies, and pressure
+        control, do not fit.
+    sum_rule : take the mean force of the field off every atom of a periodic system.
 
     Results (ASE units: eV, Å, elementary charges)
     -------
     ``energy`` = ``free_energy``, ``energies`` [N] (short-range energy of the atom + ½ q φ), ``forces`` [N, 3],
     ``stress`` (Voigt, positive under tension; periodic cells only), ``charges`` [N] ([N, n_q] for several channels),
-    ``short_range_energy``, ``long_range_energy``, ``dipole`` [3] (e Å; isolated systems only). On
-    request, by ``calculator.get_born_effective_charges(atoms)`` or ``get_property("born_effective_charges", atoms)``:
-    ``born_effective_charges`` [N, 3, 3], polarisation index first.
+    ``short_range_energy``, ``long_range_energy``, ``field_energy`` (isolated, in a field), ``dipole`` [3] (e Å;
+    isolated systems only). On request, by ``calculator.get_born_effective_charges(atoms)`` or
+    ``get_property("born_effective_charges", atoms)``: ``born_effective_charges`` [N, 3, 3], polarisation index first.
 
     Boundaries: with no periodic axis the charges interact in open space. With any periodic axis the
     long-range sum is the three-dimensional one over ``atoms.cell``, vacuum included, which is what the models were
@@ -57,6 +63,7 @@ class LESCalculator(Calculator):
         "dipole",
         "short_range_energy",
         "long_range_energy",
+        "field_energy",
         "born_effective_charges",
     ]
 
@@ -68,11 +75,22 @@ class LESCalculator(Calculator):
         kspace: str = "auto",
         accuracy: float = 1e-5,
         slab: bool = False,
+        electric_field: Sequence[float] | None = None,
+        sum_rule: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         self.model = model if isinstance(model, ExportedModel) else load(model, device=device)
         self.evaluator = PotentialEvaluator(self.model, skin, kspace, accuracy, slab)
+        self.electric_field = None
+        if electric_field is not None:
+            self.evaluator.check_field()
+            self.electric_field = np.array(electric_field, dtype=np.float64)
+            if self.electric_field.shape != (3,) or not np.isfinite(self.electric_field).all():
+                raise ValueError(f"electric_field must be three finite numbers in V/Å, not {electric_field!r}")
+        elif sum_rule:
+            raise ValueError("sum_rule is about the forces of a field: give electric_field too")
+        self.sum_rule = sum_rule
 
     def get_born_effective_charges(self, atoms: ase.Atoms | None = None) -> np.ndarray:
         """Born effective charge tensors [N, 3, 3] in e: polarisation index first, displacement index second."""
@@ -90,7 +108,7 @@ class LESCalculator(Calculator):
         )  # fmt: skip
         if "born_effective_charges" in properties:
             self.results["born_effective_charges"] = self.evaluator.born_effective_charges(*configuration)
-        output = self.evaluator.compute(*configuration)
+        output = self.evaluator.compute(*configuration, self.electric_field, self.sum_rule)
         charges = output["charges"]
         self.results.update(
             energy=output["energy"],
@@ -98,9 +116,11 @@ class LESCalculator(Calculator):
             energies=output["energies"],
             forces=output["forces"],
             charges=charges[:, 0] if charges.shape[1] == 1 else charges,
-            short_range_energy=output["energy"] - output["long_range_energy"],
+            short_range_energy=output["energy"] - output["long_range_energy"] - output["field_energy"],
             long_range_energy=output["long_range_energy"],
         )
+        if self.electric_field is not None and not atoms.pbc.any():
+            self.results["field_energy"] = output["field_energy"]
         if self.model.has_long_range and not atoms.pbc.any():
             self.results["dipole"] = self.evaluator.dipole_moment(charges, configuration[1])
         if atoms.cell.rank == 3 and atoms.pbc.any():

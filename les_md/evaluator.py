@@ -46,7 +46,15 @@ class PotentialEvaluator:
         """Types [N] int64 on the model's device; raises ValueError for an element that the model does not know."""
         return torch.from_numpy(self.model.types_of(atomic_numbers)).to(self.device)
 
-    def compute(self, types: Tensor, positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray) -> dict:
+    def compute(
+        self,
+        types: Tensor,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        periodic: np.ndarray,
+        field: np.ndarray | None = None,
+        sum_rule: bool = False,
+    ) -> dict:
         """Energy, forces, charges and strain derivative of a configuration.
 
         Parameters
@@ -55,27 +63,49 @@ class PotentialEvaluator:
         positions : [N, 3] float64, Å; need not be inside the cell.
         cell : [3, 3] float64, Å, rows are lattice vectors; only looked at if an axis is periodic.
         periodic : [3] bool.
+        field : [3] V/Å, a uniform electric field; see ``LESPotential.in_field`` for it and for ``sum_rule``.
 
         Returns
         -------
         numpy arrays ``energies``, ``long_range_energies`` [N] eV, ``charges`` [N, n_q] e, ``forces`` [N, 3] eV/Å,
-        ``strain_derivative`` [3, 3] eV, and ``energy``, ``long_range_energy``, their sums, as floats.
+        ``strain_derivative`` [3, 3] eV, and ``energy``, ``long_range_energy``, ``field_energy`` (0.0 without one, and
+        in a periodic system), their sums, as floats.
 
-        Raises ValueError for positions that are not finite and for an energy or force that is not.
+        Raises ValueError for positions that are not finite, for an energy or force that is not, and for a field on a
+        model that ``check_field`` refuses.
         """
         *graph, positions_tensor, long_range_cell = self._inputs(types, positions, cell, periodic)
         plan = self.planner.plan(positions_tensor, long_range_cell)
         # The optimising executor specialises on shapes, and the number of edges changes with every step.
         with torch.jit.optimized_execution(False):
-            tensors = self.model.module(*graph, positions_tensor, plan)
+            if field is None:
+                tensors = self.model.module(*graph, positions_tensor, plan)
+            else:
+                self.check_field()
+                field_tensor = torch.from_numpy(np.asarray(field, dtype=np.float64)).to(self.device)
+                tensors = self.model.module.in_field(
+                    *graph, positions_tensor, plan, long_range_cell, field_tensor, sum_rule
+                )
         output = {key: value.cpu().numpy() for key, value in tensors.items()}
         output["energy"] = float(output["energies"].sum())
         output["long_range_energy"] = float(output["long_range_energies"].sum())
+        output["field_energy"] = float(output["field_energies"].sum()) if field is not None else 0.0
         if not np.isfinite(output["energy"]) or not np.isfinite(output["forces"]).all():
             raise ValueError(
                 "the model's energy or forces are not finite: check the positions for atoms on top of each other"
             )
         return output
+
+    def check_field(self) -> None:
+        """Raises ValueError unless an electric field can act on the model."""
+        name = self.model.path.name
+        if not self.model.has_long_range:
+            raise ValueError(f"{name} is a short-range model: it has no charges for an electric field to act on")
+        if self.model.format_version < 4:
+            raise ValueError(
+                f"an electric field needs a model file of format 4 or newer, {name} has format "
+                f"{self.model.format_version}: export the checkpoint again"
+            )
 
     def born_effective_charges(
         self, types: Tensor, positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray

@@ -9,6 +9,7 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ase
 import ase.data
@@ -23,6 +24,9 @@ from les_md.checkpoint import FOLDER_FILES, read_checkpoint
 from les_md.electronegativity import ELECTRONEGATIVITY
 from les_md.models import resolve_checkpoint
 from les_md.potential import FORMAT_VERSION, LESPotential
+
+if TYPE_CHECKING:
+    from les_md.calculator import LESCalculator
 
 #: Largest accepted difference from the original, relative to the quantity's largest value, by network dtype.
 #: Stress is compared with finite differences of the original's energy, which limits its accuracy.
@@ -229,6 +233,19 @@ def _charge_sign(
     return sign, {symbol: sign * mean for symbol, mean in means.items()}
 
 
+def _is_local(
+    module: torch.jit.ScriptModule, calculator: LESCalculator, atoms: ase.Atoms, tolerances: dict[str, float]
+) -> bool:
+    """Whether Born charges from the derivative of the sum of all charges are those from one of each weight."""
+    tensors = []
+    for is_local in (False, True):
+        module.is_local = is_local
+        calculator.calculate(atoms, ["born_effective_charges"])
+        tensors.append(calculator.results["born_effective_charges"])
+    general, short = tensors
+    return bool(np.abs(short - general).max() <= tolerances["charges"] * max(np.abs(general).max(), 1e-3))
+
+
 def _self_check(
     module: torch.jit.ScriptModule,
     metadata: dict,
@@ -276,6 +293,11 @@ def _self_check(
             if not largest <= tolerances[quantity] * max(scale, 1e-3):
                 failures.append(f"{quantity} on {name}: differs by {largest:.3g}, its size is {scale:.3g}")
         results["structures"][name] = differences
+        if model.long_range is not None and module.is_local and not _is_local(module, calculator, atoms, tolerances):
+            failures.append(
+                f"Born charges on {name}: energies and charges depend on more than the edges of their atom, though the "
+                "architecture says num_layers = 1"
+            )
     if failures:
         raise ExportError(
             "the exported model does not reproduce the original, nothing was written:\n  " + "\n  ".join(failures)

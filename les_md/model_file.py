@@ -33,7 +33,7 @@ class ExportedModel:
     content : the bytes of the file that ``module`` was read from, whatever became of the file since.
     metadata : what ``les-export`` recorded, as ``les-md info`` prints it.
     elements : chemical symbols in type order.  cutoff : Å.  num_layers : message-passing depth.
-    has_long_range : False for a short-range model.
+    has_long_range : False for a short-range model.  format_version : of the file's contract.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class ExportedModel:
         self.cutoff = float(metadata["cutoff"])
         self.num_layers = int(metadata["num_layers"])
         self.has_long_range: bool = metadata["long_range"] is not None
+        self.format_version = int(metadata["format_version"])
 
     def types_of(self, atomic_numbers: np.ndarray) -> np.ndarray:
         """Type index [N] int64 of each atomic number.

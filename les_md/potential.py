@@ -178,8 +178,48 @@ class LESPotential(torch.nn.Module):
         ``energies``, ``long_range_energies`` [N] eV (per atom; the first includes the second), ``charges`` [N, n_q] e,
         ``forces`` [N, 3] eV/Å, ``strain_derivative`` [3, 3] eV (dE/dε; divide by the volume for the stress).
         """
+        cell = torch.zeros([3, 3], dtype=positions.dtype, device=positions.device)
+        return self._compute(edge_vectors, edge_index, types, positions, plan, cell, cell[0], False, False)
+
+    @torch.jit.export
+    def in_field(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        positions: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+        cell: Tensor,
+        field: Tensor,
+        sum_rule: bool,
+    ) -> Dict[str, Tensor]:  # noqa: UP006
+        """``forward`` in a uniform electric field.
+
+        Further parameters: ``cell`` [3, 3] Å that ``plan`` is for (zeros: isolated), ``field`` [3] V/Å, ``sum_rule``:
+        whether the mean force of the field is taken off in a periodic system.
+
+        ``energies``, ``forces`` and ``strain_derivative`` of an isolated system contain the energy −P·E, which
+        ``field_energies`` [N] has alone; of a periodic one, ``forces`` alone contain the field, as Z*ᵀ E.
+        """
+        if not self.has_long_range:
+            raise RuntimeError("a short-range model has no charges for an electric field to act on")
+        has_field = bool((field != 0.0).any().item())
+        return self._compute(edge_vectors, edge_index, types, positions, plan, cell, field, has_field, sum_rule)
+
+    def _compute(
+        self,
+        edge_vectors: Tensor,
+        edge_index: Tensor,
+        types: Tensor,
+        positions: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+        cell: Tensor,
+        field: Tensor,
+        has_field: bool,
+        sum_rule: bool,
+    ) -> Dict[str, Tensor]:  # noqa: UP006
         energy, charges, state = self.evaluate(edge_vectors, edge_index, types)
-        long_range_energies = torch.zeros_like(energy)
+        long_range_energies, field_energies = torch.zeros_like(energy), torch.zeros_like(energy)
         potential = torch.zeros_like(charges)
         forces = torch.zeros_like(positions)
         strain_derivative = torch.zeros([3, 3], dtype=positions.dtype, device=positions.device)
@@ -187,18 +227,51 @@ class LESPotential(torch.nn.Module):
             long_range_energies, potential, forces, strain_derivative = self.long_range(
                 positions.detach(), charges, plan
             )
-        pair_gradient = self.pull_back(edge_vectors, edge_index, types, state, torch.ones_like(energy), potential)
+        ones = torch.ones_like(energy)
+        if has_field and not self.long_range.is_isolated(cell):
+            weights, means = self._centred_weights(positions, cell, charges)
+            rows = self.field_rows(cell, field).nonzero().squeeze(1)
+            pair_gradient, response = self.pull_back_response(
+                edge_vectors, edge_index, types, state, ones, potential, weights.index_select(0, rows)
+            )
+            pulled_back = torch.zeros([6, positions.size(0), 3], dtype=positions.dtype, device=positions.device)
+            pulled_back = pulled_back.index_copy(0, rows, self._at_nodes(response, edge_index, positions.size(0)))
+            tensors = self.born_effective_charges_of(charges, means[-1], pulled_back, positions, cell)
+            of_field = self.field_forces(tensors, field)
+            forces = forces + (of_field - of_field.mean(0) if sum_rule else of_field)
+        else:
+            if has_field:
+                weights, means = self._centred_weights(positions, cell, charges)
+                field_energies, of_charges, of_field, strain_of_field = self.field_terms(
+                    charges, means[-1], weights, positions, field
+                )
+                potential = potential + of_charges.unsqueeze(1)
+                forces = forces + of_field
+                strain_derivative = strain_derivative + strain_of_field
+            pair_gradient = self.pull_back(edge_vectors, edge_index, types, state, ones, potential)
         forces = forces.index_add(0, edge_index[0], pair_gradient).index_add(0, edge_index[1], -pair_gradient)
         strain = torch.matmul(edge_vectors.transpose(0, 1), pair_gradient)
         # The energy is invariant under rotations, so only rounding makes this unsymmetric.
         strain_derivative = strain_derivative + 0.5 * (strain + strain.transpose(0, 1))
         return {
-            "energies": energy + long_range_energies,
+            "energies": energy + long_range_energies + field_energies,
             "long_range_energies": long_range_energies,
+            "field_energies": field_energies,
             "charges": charges,
             "forces": forces,
             "strain_derivative": strain_derivative,
         }
+
+    def _centred_weights(self, positions: Tensor, cell: Tensor, charges: Tensor) -> tuple[Tensor, Tensor]:
+        """``polarisation_weights`` less their means, and the means of weights and charges, on one process."""
+        weights = self.polarisation_weights(positions, cell)
+        means = self.polarisation_sums(weights, charges) / max(positions.size(0), 1)
+        return weights - means[:-1].unsqueeze(1), means
+
+    def _at_nodes(self, response: Tensor, edge_index: Tensor, num_nodes: int) -> Tensor:
+        """Derivatives by node [K, N, 3] from those by edge [K, E, 3]."""
+        at_nodes = torch.zeros([response.size(0), num_nodes, 3], dtype=response.dtype, device=response.device)
+        return at_nodes.index_add(1, edge_index[1], response).index_add(1, edge_index[0], -response)
 
     @torch.jit.export
     def born_effective_charges(
@@ -209,14 +282,9 @@ class LESPotential(torch.nn.Module):
         Costs one forward and six (isolated: three; without message passing: one) backward passes of the network.
         """
         _energy, charge, state = self.evaluate(edge_vectors, edge_index, types)
-        weights = self.polarisation_weights(positions, cell)
-        means = self.polarisation_sums(weights, charge) / max(positions.size(0), 1)
-        weights = weights - means[:-1].unsqueeze(1)
+        weights, means = self._centred_weights(positions, cell, charge)
         gradients = self.pull_back_weights(edge_vectors, edge_index, types, state, weights)
-        pulled_back = torch.zeros(
-            [weights.size(0), positions.size(0), 3], dtype=positions.dtype, device=positions.device
-        )
-        pulled_back = pulled_back.index_add(1, edge_index[1], gradients).index_add(1, edge_index[0], -gradients)
+        pulled_back = self._at_nodes(gradients, edge_index, positions.size(0))
         return self.born_effective_charges_of(charge, means[-1], pulled_back, positions, cell)
 
     @torch.jit.export

@@ -13,5 +13,6 @@ from les_md.openmm.les_force import LESForce
 from les_md.openmm.les_reporter import LESReporter
 from les_md.openmm.system_checks import check_system
 from les_md.openmm.torchforce_backend import prepare_torchforce
+from les_md.openmm.units import VOLT_PER_NANOMETER
 
-__all__ = ["LESForce", "LESReporter", "check_system", "prepare_torchforce"]
+__all__ = ["VOLT_PER_NANOMETER", "LESForce", "LESReporter", "check_system", "prepare_torchforce"]

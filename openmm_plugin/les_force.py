@@ -7,13 +7,16 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import openmm
 import openmm.app
 import torch
+from openmm import unit
 
 from les_md.model_file import ExportedModel, load, load_bytes, usable_device
-from les_md.openmm.python_backend import Computation
+from les_md.openmm.python_backend import FIELD_PARAMETERS, Computation
 from les_md.openmm.system_checks import atomic_numbers_of, check_system, choose_boundaries, selected_atoms
+from les_md.openmm.units import VOLT_PER_NANOMETER
 
 logger = logging.getLogger("les_md.openmm")
 
@@ -47,6 +50,9 @@ class LESForce:
     system : the System that the force will be added to; if given, it is checked (``les_md.openmm.check_system``), and
         its default box is taken for the topology's. The force still has to be added by ``system.addForce``.
     allow_constraints : accept a ``system`` that constrains distances between atoms of the model.
+    electric_field : three numbers in kJ/(mol nm e), or a Quantity ([1, 0, 0] * volt / nanometer); None for no field
+        (see Electric field).
+    sum_rule : take the mean force of the field off every atom of a periodic model.
 
     Units: nm and kJ/mol, as everywhere in OpenMM; the file's eV and Å are converted with 1 eV = 96.48533212331001
     kJ/mol. Energies include the reference energies of the elements, thousands of eV per atom for all-electron methods;
@@ -61,6 +67,17 @@ class LESForce:
     molecules by the bonds of the System's forces. A System with nothing but a LESForce has none, and every atom counts
     as a molecule: right too, but the volume then moves in smaller steps. Bonds that do nothing
     (``CustomBondForce("0")``) tell the molecules. With ``kset="follow"`` the jumps of the energy are sampled too.
+
+    Electric field: with ``electric_field`` a uniform field acts on the atoms through their Born effective charges,
+    F = Z*ᵀ E, and its components are the Context's parameters ``les_electric_field_x``, ``..._y``, ``..._z`` in kJ/(mol
+    nm e): ``context.setParameter("les_electric_field_z", 0.1 * les_md.openmm.VOLT_PER_NANOMETER)`` (a plain number:
+    OpenMM does not convert volts). An isolated model has the energy −P·E, which the potential energy contains, at no
+    cost. A periodic one has none: forces alone contain the field, the potential energy does not, so that barostats
+    (refused with ``system``) and energy minimisation do not fit. It costs two more backward passes for each box vector
+    along which the field has a component (one in all for models without message passing). ``python`` backend only.
+
+    Charges and response: ``getCharges(context)`` and ``getBornEffectiveCharges(context)`` for the atoms of the model as
+    they are in a Context; ``LESReporter`` writes both, and the current.
 
     Subsets (``atoms``): the model sees these atoms alone. Their latent charges interact with each other and, in a
     periodic box, with their own images, but not with charges of other particles: what acts between them and the rest
@@ -106,10 +123,10 @@ class LESForce:
     _reason = "asked for"
     _default_device: str | None = None
 
-    def __new__(cls, *args, backend: str = "auto", device: str | None = None, **kwargs):
+    def __new__(cls, *args, backend: str = "auto", device: str | None = None, electric_field=None, **kwargs):
         if cls is not LESForce:
             return super().__new__(cls)
-        kind, reason = _choose_backend(backend, device)
+        kind, reason = _choose_backend(backend, device, electric_field is not None)
         force = super().__new__(kind)
         force._reason = reason
         return force
@@ -129,6 +146,8 @@ class LESForce:
         force_group: int = 0,
         system: openmm.System | None = None,
         allow_constraints: bool = False,
+        electric_field: Sequence[float] | unit.Quantity | None = None,
+        sum_rule: bool = False,
     ) -> None:
         numbers = atomic_numbers_of(topology_or_atomic_numbers)
         chosen = selected_atoms(atoms, numbers)
@@ -146,6 +165,17 @@ class LESForce:
             model = load_bytes(model.content, str(model.path), device)
         self.model = model
         self.atoms = chosen
+        #: Components of the electric field in new Contexts, kJ/(mol nm e); None for no field.
+        self.electric_field = None if electric_field is None else _components_of(electric_field)
+        if sum_rule and electric_field is None:
+            raise ValueError("sum_rule is about the forces of a field: give electric_field too")
+        if electric_field is not None and self.periodic and system is not None:
+            for force in system.getForces():
+                if "Barostat" in force.getName():
+                    raise ValueError(
+                        f"an electric field has no energy in a periodic system, which {force.getName()} needs: keep "
+                        "the volume constant"
+                    )
         self.num_particles = len(numbers)
         #: Evaluates the model outside of a Context, see ``LESReporter``.
         self.computation = Computation(
@@ -161,7 +191,11 @@ class LESForce:
             kspace=kspace,
             accuracy=accuracy,
             model=self.model,
+            has_field=electric_field is not None,
+            sum_rule=sum_rule,
         )
+        if electric_field is not None:
+            self.computation.evaluator.check_field()
         self._create()
         self.setUsesPeriodicBoundaryConditions(self.periodic)
         self.setForceGroup(force_group)
@@ -171,6 +205,31 @@ class LESForce:
     def describe_backend(self) -> str:
         """What evaluates the model, on which device, and why it was chosen."""
         raise NotImplementedError
+
+    def getCharges(self, context: openmm.Context) -> np.ndarray:
+        """Latent charges in e of the model's atoms (in the order of ``atoms``) as they are in a Context.
+
+        Returns: [n], or [n, n_q] for several channels. Costs nothing right after an evaluation of the forces.
+
+        Raises ValueError for a short-range model or a Context of another number of particles.
+        """
+        self._require_charges()
+        charges = self.computation.evaluate(*self.computation.inputs(_state_of(context)))["charges"]
+        return charges[:, 0].copy() if charges.shape[1] == 1 else charges.copy()
+
+    def getBornEffectiveCharges(self, context: openmm.Context) -> np.ndarray:
+        """Born effective charges [n, 3, 3] in e of the model's atoms as they are in a Context.
+
+        The polarisation index is the first, the displacement index the second. Costs one evaluation of the network and
+        six backward passes (isolated: three; without message passing: one). Raises as ``getCharges``.
+        """
+        self._require_charges()
+        positions, box, _field = self.computation.inputs(_state_of(context))
+        return self.computation.born_effective_charges(positions, box)
+
+    def _require_charges(self) -> None:
+        if not self.model.has_long_range:
+            raise ValueError(f"{self.model.path.name} is a short-range model: it has no charges")
 
     def _create(self) -> None:
         """Initialise the Force of OpenMM."""
@@ -186,12 +245,40 @@ class PythonLESForce(LESForce, openmm.PythonForce):
     def _create(self) -> None:
         # Not PythonForce's own subsets of particles: OpenMM does not compare them with the System's number of
         # particles, and reads beyond its arrays where that is smaller.
-        openmm.PythonForce.__init__(self, self.computation)
+        parameters = {}
+        if self.electric_field is not None:
+            parameters = dict(zip(FIELD_PARAMETERS, self.electric_field, strict=True))
+        openmm.PythonForce.__init__(self, self.computation, parameters)
 
 
-def _choose_backend(backend: str, device: str | None) -> tuple[type[LESForce], str]:
+def _components_of(field: Sequence[float] | unit.Quantity) -> list[float]:
+    """In kJ/(mol nm e); raises ValueError or TypeError if it is no electric field."""
+    wanted = f"electric_field must be three finite numbers in kJ/(mol nm e), or a Quantity, not {field!r}"
+    try:
+        if isinstance(field, unit.Quantity):
+            if field.unit.is_compatible(unit.volt / unit.nanometer):
+                field = VOLT_PER_NANOMETER * np.asarray(field.value_in_unit(unit.volt / unit.nanometer), dtype=float)
+            else:
+                field = field.value_in_unit(unit.kilojoule_per_mole / unit.nanometer / unit.elementary_charge)
+        components = np.array(field, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(wanted) from error
+    if components.shape != (3,) or not np.isfinite(components).all():
+        raise ValueError(wanted)
+    return components.tolist()
+
+
+def _state_of(context: openmm.Context) -> openmm.State:
+    return context.getState(positions=True, parameters=True)
+
+
+def _choose_backend(backend: str, device: str | None, has_field: bool = False) -> tuple[type[LESForce], str]:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if has_field:
+        if backend == "torchforce":
+            raise ValueError("backend 'torchforce' has no electric field: use backend 'python'")
+        return PythonLESForce, "the only one with an electric field"
     if backend == "python":
         return PythonLESForce, "asked for"
     if device is not None:

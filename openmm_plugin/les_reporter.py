@@ -22,6 +22,7 @@ COLUMNS = (
     "Dipole y (e nm)",
     "Dipole z (e nm)",
 )
+CURRENT_COLUMNS = ("Current x (e nm/ps)", "Current y (e nm/ps)", "Current z (e nm/ps)")
 
 
 class LESReporter:
@@ -37,6 +38,11 @@ class LESReporter:
     reportInterval : steps between two reports.
     force : the LESForce whose atoms are reported on. For a System read from XML, make a LESForce of the same model,
         which need not be in the System.
+    current : whether to write three more columns, the current J = Σ Z* v of the force's atoms in e nm/ps, whose
+        autocorrelation gives the infrared spectrum. The velocities are those of the State, which lag half a time step
+        behind the positions with leapfrog integrators (Verlet, Langevin).
+    born : name of a further CSV file, or an open text file, for the Born effective charges of every atom of the force
+        in e: nine columns an atom (xx, xy, ..., zz; polarisation before displacement); None writes none.
     charges : name of a second CSV file, or an open text file, for the latent charge of every atom of the force in e
         (the sum over channels), one line per report after a line with the particles' indices; None writes none.
     append : go on with existing files, as after a restart.
@@ -44,8 +50,11 @@ class LESReporter:
     The dipole of a periodic system follows the positions as they are in the Context, molecules not wrapped: its
     changes have a meaning, its value has one only modulo charges times box vectors.
 
-    The model is evaluated once per report, and not at all where another reporter asks for the energy at the same step
-    and the ``python`` backend runs.
+    ``current`` and ``born`` cost one more evaluation per report, with six backward passes (see
+    ``LESForce.getBornEffectiveCharges``). The energies do not contain that of an electric field.
+
+    Otherwise the model is evaluated once per report, and not at all where another reporter asks for the energy at the
+    same step and the ``python`` backend runs.
 
     Raises ValueError for a short-range model (it has no charges) and for an interval below 1.
     """
@@ -57,6 +66,8 @@ class LESReporter:
         force: LESForce,
         charges: str | Path | TextIO | None = None,
         append: bool = False,
+        current: bool = False,
+        born: str | Path | TextIO | None = None,
     ) -> None:
         if not isinstance(force, LESForce):
             raise TypeError(f"force must be a LESForce, not {type(force).__name__}")
@@ -68,33 +79,45 @@ class LESReporter:
         self._force = force
         self._atoms = np.array(force.atoms)
         self._opened: list[TextIO] = []
-        self._table = self._writer(file, COLUMNS, append)
+        self._current = bool(current)
+        self._table = self._writer(file, COLUMNS + (CURRENT_COLUMNS if current else ()), append)
         self._charges = None
         if charges is not None:
             self._charges = self._writer(charges, ("Step", *force.atoms), append)
+        self._born = None
+        if born is not None:
+            heading = (f"{atom} {a}{b}" for atom in force.atoms for a in "xyz" for b in "xyz")
+            self._born = self._writer(born, ("Step", *heading), append)
 
     def describeNextReport(self, simulation: openmm.app.Simulation) -> dict:
         """What the next report needs: positions and energy (whose evaluation is then shared)."""
         steps = self._interval - simulation.currentStep % self._interval
-        return {"steps": steps, "periodic": False, "include": ["positions", "energy"]}
+        include = ["positions", "energy", *(["velocities"] if self._current else [])]
+        return {"steps": steps, "periodic": False, "include": include}
 
     def report(self, simulation: openmm.app.Simulation, state: openmm.State) -> None:
         """Write one line for the present State."""
-        positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)[self._atoms]
-        box = np.zeros((3, 3))
-        if self._force.periodic:
-            box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
         computation = self._force.computation
-        output = computation.evaluate(positions, box)
+        positions, box, field = computation.inputs(state)
+        output = computation.evaluate(positions, box, field)
         charges = output["charges"]
         dipole = computation.evaluator.dipole_moment(charges, positions * NM_TO_ANGSTROM) / NM_TO_ANGSTROM
         long_range = output["long_range_energy"]
-        short_range = output["energy"] - long_range
+        short_range = output["energy"] - long_range - output["field_energy"]
+        current = ()
+        if self._current or self._born is not None:
+            tensors = computation.born_effective_charges(positions, box)
+            if self._current:
+                velocities = state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
+                current = np.einsum("iab,ib->a", tensors, velocities[self._atoms])
+            if self._born is not None:
+                self._born.row(simulation.currentStep, *(f"{value:.6f}" for value in tensors.reshape(-1)))
         self._table.row(
             simulation.currentStep,
             f"{state.getTime().value_in_unit(unit.picosecond):.10g}",
             *(f"{EV_TO_KJ_PER_MOL * energy:.10g}" for energy in (short_range, long_range)),
             *(f"{component:.8g}" for component in dipole),
+            *(f"{component:.8g}" for component in current),
         )
         if self._charges is not None:
             self._charges.row(simulation.currentStep, *(f"{charge:.6f}" for charge in charges.sum(1)))

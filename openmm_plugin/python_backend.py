@@ -13,6 +13,9 @@ from les_md.model_file import ExportedModel, ModelFileError, load_bytes
 from les_md.openmm.system_checks import require_box
 from les_md.openmm.units import EV_TO_KJ_PER_MOL, NM_TO_ANGSTROM
 
+#: Parameters of a Context that hold the electric field in kJ/(mol nm e).
+FIELD_PARAMETERS = ("les_electric_field_x", "les_electric_field_y", "les_electric_field_z")
+
 
 class Computation:
     """What PythonForce calls: energy and forces of the model's atoms from a State.
@@ -29,6 +32,8 @@ class Computation:
     expected_box : [3, 3] nm or None; an untouched default box of OpenMM is refused if this differs from it.
     kset_box : [3, 3] nm, the box whose set of wave vectors is kept; None for that of the State's box.
     device, kspace, accuracy : as in ``LESForce``.
+    has_field : whether the State's ``FIELD_PARAMETERS`` are an electric field that acts on the atoms.
+    sum_rule : as in ``LESForce``.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class Computation:
         kspace: str,
         accuracy: float,
         model: ExportedModel | None = None,
+        has_field: bool = False,
+        sum_rule: bool = False,
     ) -> None:
         #: The arguments, as they are serialised.
         self.settings = {
@@ -59,6 +66,8 @@ class Computation:
             "device": device,
             "kspace": kspace,
             "accuracy": accuracy,
+            "has_field": has_field,
+            "sum_rule": sum_rule,
         }
         self._particles = None if particles is None else np.array(particles, dtype=np.int64)
         # OpenMM 8.5 crashes in the first evaluation unless one of these has set up its use of numpy, as happens where a
@@ -67,7 +76,7 @@ class Computation:
         # OpenMM lets go of the interpreter while it integrates: Contexts may be run by several threads.
         self._lock = threading.RLock()
         self._evaluator: PotentialEvaluator | None = None
-        self._last: tuple[np.ndarray, np.ndarray, dict] | None = None
+        self._last: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], dict] | None = None
         if model is not None:
             self._prepare(model)
 
@@ -103,27 +112,44 @@ class Computation:
         self._periodic_axes = np.full(3, self.settings["periodic"])
         self._evaluator = evaluator
 
-    def evaluate(self, positions: np.ndarray, box: np.ndarray) -> dict:
+    def evaluate(self, positions: np.ndarray, box: np.ndarray, field: np.ndarray | None = None) -> dict:
         """What ``PotentialEvaluator.compute`` returns, for ``positions`` [n, 3] nm of the model's atoms.
 
-        ``box`` [3, 3] nm, rows are the box vectors; not looked at if the force is not periodic. The last evaluation
-        is kept, so that a reporter need not repeat that of the Context; leave the arrays in it as they are.
+        ``box`` [3, 3] nm, rows are the box vectors; not looked at if the force is not periodic. ``field`` [3]
+        kJ/(mol nm e), None for none. The last evaluation is kept, so that a reporter need not repeat that of the
+        Context; leave the arrays in it as they are.
         """
+        volts = np.zeros(3) if field is None else field / (EV_TO_KJ_PER_MOL * NM_TO_ANGSTROM)  # per Å
         with self._lock:
             last = self._last
-            if last is not None and np.array_equal(positions, last[0]) and np.array_equal(box, last[1]):
-                return last[2]
+            if last is not None and all(map(np.array_equal, last[0], (positions, box, volts))):
+                return last[1]
             evaluator = self.evaluator
             if self.settings["periodic"]:
                 require_box(box, self.settings["expected_box"])
             output = evaluator.compute(
-                self._types, NM_TO_ANGSTROM * positions, NM_TO_ANGSTROM * box, self._periodic_axes
+                self._types,
+                NM_TO_ANGSTROM * positions,
+                NM_TO_ANGSTROM * box,
+                self._periodic_axes,
+                volts if volts.any() else None,
+                self.settings["sum_rule"],
             )
-            self._last = positions, box, output
+            self._last = (positions, box, volts), output
             return output
 
-    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
-        """Energy in kJ/mol and forces [n, 3] in kJ/mol/nm."""
+    def born_effective_charges(self, positions: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """Born effective charges [n, 3, 3] in e; arguments as of ``evaluate``."""
+        with self._lock:
+            evaluator = self.evaluator
+            if self.settings["periodic"]:
+                require_box(box, self.settings["expected_box"])
+            return evaluator.born_effective_charges(
+                self._types, NM_TO_ANGSTROM * positions, NM_TO_ANGSTROM * box, self._periodic_axes
+            )
+
+    def inputs(self, state: openmm.State) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Arguments of ``evaluate`` from a State with positions and, if there is a field, parameters."""
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         expected = self.settings["num_particles"]
         if len(positions) != expected:
@@ -134,9 +160,20 @@ class Computation:
         box = np.zeros((3, 3))
         if self.settings["periodic"]:
             box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
-        output = self.evaluate(positions if self._particles is None else positions[self._particles], box)
+        field = None
+        if self.settings["has_field"]:
+            parameters = state.getParameters()
+            try:
+                field = np.array([parameters[name] for name in FIELD_PARAMETERS])
+            except KeyError as error:
+                raise ValueError(f"the Context has no parameter {error}: its LESForce has no electric field") from None
+        return positions if self._particles is None else positions[self._particles], box, field
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        """Energy in kJ/mol and forces [n, 3] in kJ/mol/nm."""
+        output = self.evaluate(*self.inputs(state))
         forces = (EV_TO_KJ_PER_MOL * NM_TO_ANGSTROM) * output["forces"]
         if self._particles is not None:
-            of_atoms, forces = forces, np.zeros_like(positions)
+            of_atoms, forces = forces, np.zeros((self.settings["num_particles"], 3))
             forces[self._particles] = of_atoms
         return EV_TO_KJ_PER_MOL * output["energy"], forces

@@ -49,6 +49,32 @@ def test_forces_are_derivatives(model, kind):
     assert np.abs(atoms.get_forces().sum(0)).max() < 1e-9
 
 
+def test_electric_field(model):
+    """A cluster has the energy −P·E, whose derivatives the forces are; anything periodic has the forces Z*ᵀ E alone."""
+    field = np.array([0.2, -0.4, 0.3])
+    atoms = configuration("cluster")
+    plain, in_field = LESCalculator(model), LESCalculator(model, electric_field=field)
+    dipole = plain.get_property("dipole", atoms)
+    energy = in_field.get_potential_energy(atoms)
+    assert energy - plain.get_potential_energy(atoms) == pytest.approx(-dipole @ field, rel=1e-7)
+    results = in_field.results
+    assert results["field_energy"] == pytest.approx(-dipole @ field, rel=1e-10)
+    assert results["energies"].sum() == pytest.approx(energy, rel=1e-12)
+    assert results["short_range_energy"] == pytest.approx(plain.results["short_range_energy"], rel=1e-12)
+    atoms.calc = in_field
+    numerical = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[0, 7])
+    np.testing.assert_allclose(atoms.get_forces()[[0, 7]], numerical, rtol=1e-6, atol=1e-5)
+    for kind in KINDS:
+        atoms = configuration(kind)
+        expected = plain.get_forces(atoms).copy()
+        of_field = np.einsum("a,iab->ib", field, plain.get_born_effective_charges(atoms))
+        np.testing.assert_allclose(in_field.get_forces(atoms), expected + of_field, rtol=0, atol=1e-9)
+        if atoms.pbc.any():
+            assert in_field.get_potential_energy(atoms) == pytest.approx(plain.get_potential_energy(atoms), rel=1e-13)
+            balanced = LESCalculator(model, electric_field=field, sum_rule=True).get_forces(atoms)
+            np.testing.assert_allclose(balanced, expected + of_field - of_field.mean(0), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["water", "one molecule in a small cell"])
 def test_stress_is_the_derivative(model, kind):
     atoms = configuration(kind)

@@ -1,5 +1,6 @@
 """les-export, les-md and the exported file: what they record, and what they refuse."""
 
+import dataclasses
 import json
 import pickle
 import zipfile
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from les_md import LESCalculator, export, load
-from les_md.architectures import NoLatentChargesError, UnsupportedModelError
+from les_md.architectures import NoLatentChargesError, UnsupportedModelError, cace
 from les_md.architectures.cace import native_checkpoint
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.check_structures import check_structures, water_box
@@ -41,6 +42,21 @@ def write_checkpoint(path, *, charges=1, reference_energies=(-13.6, -2041.8), se
 @pytest.fixture
 def checkpoint(tmp_path):
     return write_checkpoint(tmp_path / "small.pth")
+
+
+def test_layers_that_are_not_told(tmp_path, monkeypatch):
+    """A network with message passing that says it has one layer, on which Born charges by one pass rest."""
+    checkpoint = write_checkpoint(tmp_path / "deep.pth", num_message_passing=1)
+
+    class Wrong:
+        @staticmethod
+        def load(contents, *, options):
+            return dataclasses.replace(cace.load(contents, options=options), num_layers=1)
+
+    monkeypatch.setattr("les_md.exporting.find_architecture", lambda contents: Wrong)
+    with pytest.raises(ExportError, match=r"depend on more than the edges of their atom, .* num_layers = 1"):
+        export(checkpoint, tmp_path / "out.pt", dtype="float64")
+    assert not (tmp_path / "out.pt").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
