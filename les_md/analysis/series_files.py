@@ -78,7 +78,8 @@ def read_dipole_series(
 
     Parameters
     ----------
-    path : LAMMPS log (line styles one and yaml), output of ``fix ave/time`` or ``fix print``, CSV with a heading (as
+    path : LAMMPS log (line styles one and yaml; a first or last row of a run between two regular outputs is left out,
+        and the notes say so), output of ``fix ave/time`` or ``fix print``, CSV with a heading (as
         LESReporter writes it), or plain columns with or without a line of names.
     columns : one to three, by name or by number from 1. None takes those of LESReporter's CSV.
     quantity : ``current`` or ``dipole``. May be left out where the heading has the unit: ``(e nm)``, ``(e nm/ps)``.
@@ -254,12 +255,34 @@ def _read_log(path: Path, lines: list[str], columns: list[str] | None) -> Table:
     wanted = set(columns or ())
     # The last run that has the columns; if there is none, Table.index says so, or they are numbers.
     names = next((names for names, rows in reversed(runs) if rows and wanted <= set(names)), runs[-1][0])
-    rows = [row for run, values in runs if run == names for row in values]
+    same = [values for run, values in runs if run == names and values]
+    rows = _regular_rows(names, same)
+    off_grid = sum(map(len, same)) - len(rows)
     left_out = sum(run != names for run, _ in runs)
     notes = [f"{left_out} of {len(runs)} runs of the log have other columns and were left out"] if left_out else []
+    if off_grid:
+        notes.append(f"{off_grid} row(s) at the start or end of runs, between two regular outputs, were left out")
     table = _table(path, names, rows)
     table.units, table.notes = units, notes
     return table
+
+
+def _regular_rows(names: list[str], runs: list[list[list[float]]]) -> list[list[float]]:
+    """Rows of all runs without those first and last ones of a run that are at a step at which no output was due.
+
+    LAMMPS writes thermodynamic output at every so many steps, and at the first and the last step of a run in any case.
+    """
+    rows = [row for run in runs for row in run]
+    between = [row for run in runs for row in run[1:-1]]
+    if "Step" not in names or len(between) < 2:
+        return rows
+    column = names.index("Step")
+    spacing = np.median(np.concatenate([np.diff([row[column] for row in run]) for run in runs]))
+    if not spacing > 0:
+        return rows
+    phases, counts = np.unique([row[column] % spacing for row in between], return_counts=True)
+    phase = phases[np.argmax(counts)]
+    return [row for run in runs for i, row in enumerate(run) if 0 < i < len(run) - 1 or row[column] % spacing == phase]
 
 
 def _table(path: Path, names: list[str], rows: list[list[float]]) -> Table:

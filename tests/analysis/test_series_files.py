@@ -65,6 +65,18 @@ def test_runs_without_the_columns_are_left_out(tmp_path):
     assert series.notes == ("1 of 2 runs of the log have other columns and were left out",)
 
 
+def test_last_row_of_a_run_between_two_outputs(tmp_path):
+    """``thermo 10``, ``run 134``, twice: the rows at steps 134 and 268, where the current may be NaN, do not count."""
+    first, second = log_text((0, 14)), log_text((14, 27))
+    off = [f"  {step} 0.0 300 1000 nan nan nan\n" for step in (134, 268)]
+    text = first.replace("Loop", off[0] + "Loop") + second.replace("  140 ", off[0] + "  140 ").replace(
+        "Loop", off[1] + "Loop"
+    )
+    series = read_dipole_series(write(tmp_path, text), LOG, "current")
+    assert (series.values == VALUES[:27]).all()
+    assert series.notes == ("3 row(s) at the start or end of runs, between two regular outputs, were left out",)
+
+
 def test_a_run_that_was_stopped(tmp_path):
     """Without the line Loop time, and in the middle of a number."""
     text = log_text((0, 30))
