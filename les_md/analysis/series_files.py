@@ -112,23 +112,21 @@ def read_dipole_series(
 
     step_index = table.index(step_column) if step_column else table.find(_STEP_NAMES)
     time_index = table.index(time_column) if time_column else table.find(_TIME_NAMES)
-    used = [*indices, *(i for i in (step_index, time_index) if i is not None)]
     extras = {}
     for name, value, default in (("volume", volume, "Volume"), ("temperature", temperature, "Temp")):
         if isinstance(value, str):
             extras[name] = table.index(value)
         elif value is None and table.find((default,)) is not None:
             extras[name] = table.find((default,))
-    used += extras.values()
-    _check_finite(table, used)
 
-    rows, notes = table.rows, list(table.notes)
-    order = step_index if step_index is not None else time_index
-    if order is not None:
-        kept, replaced = latest_passage(rows[:, order])
+    kept, notes = np.arange(len(table.rows)), list(table.notes)
+    order = [i for i in (step_index, time_index) if i is not None]
+    _check_finite(table, kept, order)
+    if order:
+        kept, replaced = latest_passage(table.rows[:, order[0]])
         if replaced:
             notes.append(f"{replaced} row(s) at repeated steps were replaced by the later ones")
-        rows = rows[kept]
+    rows = table.rows[kept]
     step = time = None
     if step_index is not None:
         step = rows[:, step_index]
@@ -143,9 +141,10 @@ def read_dipole_series(
         tiny = 1e-9 * np.abs(clock).max()
         first, last = (-np.inf if start is None else start - tiny), (np.inf if end is None else end + tiny)
         part = (clock >= first) & (clock <= last)
-        rows, clock = rows[part], clock[part]
+        kept, rows, clock = kept[part], rows[part], clock[part]
         step = None if step is None else step[part]
         time = None if time is None else time[part]
+    _check_finite(table, kept, [*indices, *extras.values()])
     if len(rows) < 2:
         raise ValueError(f"{path}: {len(rows)} row(s) of data are left, which are no series")
     try:
@@ -309,14 +308,15 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _check_finite(table: Table, used: list[int]) -> None:
-    wrong = ~np.isfinite(table.rows[:, used])
+def _check_finite(table: Table, rows: np.ndarray, columns: list[int]) -> None:
+    """Raise ValueError for the first of ``rows`` that has no finite number in one of ``columns``."""
+    wrong = ~np.isfinite(table.rows[np.ix_(rows, columns)])
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise ValueError(
-            f"{table.path}: {int(wrong.any(1).sum())} row(s) hold no finite number, first row {row + 1}, column "
-            f"{_label(table, used[column])}: {table.rows[row, used[column]]}. The simulation failed there, or the "
-            "column is not defined at that step"
+            f"{table.path}: {int(wrong.any(1).sum())} row(s) hold no finite number, first row {rows[row] + 1}, column "
+            f"{_label(table, columns[column])}: {table.rows[rows[row], columns[column]]}. The simulation failed there, "
+            "or the column is not defined at that step"
         )
 
 

@@ -153,6 +153,9 @@ def test_part_and_scale(tmp_path):
     # What is cut off may have gaps.
     cut = write(tmp_path, log_text((0, 5), (10, 30)), "cut")
     assert len(read_dipole_series(cut, LOG, "current", start=0.05).values) == 20
+    # So may it hold NaN.
+    undefined = write(tmp_path, replaced(3, "nan"), "undefined")
+    assert len(read_dipole_series(undefined, LOG, "current", start=0.02).values) == 26
     # Times from the steps.
     text = "# step a\n" + "".join(f"{10 * i} {x}\n" for i, x in enumerate(VALUES[:, 0]))
     series = read_dipole_series(write(tmp_path, text, "steps"), ["a"], "current", "metal", timestep=0.001, start=0.1)
