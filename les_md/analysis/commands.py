@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from les_md.analysis.quantum_corrections import QUANTUM_CORRECTIONS
+from les_md.analysis.series_files import UNITS, read_dipole_series
 from les_md.analysis.windows import WINDOWS
 
 
@@ -27,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     spectrum.add_argument(
         "--quantum-correction",
-        choices=("harmonic", "standard", "schofield", "none"),
+        choices=QUANTUM_CORRECTIONS,
         default="harmonic",
         help="harmonic (default) is the classical response; the others need the temperature",
     )
@@ -73,7 +75,7 @@ def _add_series_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--units",
-        choices=("metal", "real", "openmm"),
+        choices=tuple(UNITS),
         help="metal: e Å, e Å/ps, ps; real: e Å, e Å/fs, fs; openmm: e nm, e nm/ps, ps (default: what the file says)",
     )
     parser.add_argument("--step-column", metavar="COLUMN", help="column of the step (default: Step or TimeStep)")
@@ -109,8 +111,6 @@ def _number_or_column(text: str) -> float | str:
 
 
 def _read(options: argparse.Namespace):
-    from les_md.analysis.series_files import read_dipole_series
-
     if options.timestep is not None and not options.timestep > 0.0:
         raise ValueError(f"the time step must be above 0 fs, got {options.timestep:g}")
     series = read_dipole_series(
@@ -154,7 +154,8 @@ def _spectrum(options: argparse.Namespace) -> None:
     rows.append(("quantum correction", spectrum.quantum_correction))
     unit = "n α in cm⁻¹" if spectrum.absolute else "e² Å²/ps: volume and temperature, which n α needs, are not known"
     rows.append(("intensities", unit))
-    rows.append(("peaks", ", ".join(f"{peak:.0f}" for peak in peaks(spectrum)) + " cm⁻¹"))
+    found = ", ".join(f"{peak:.0f}" for peak in peaks(spectrum))
+    rows.append(("peaks", f"{found} cm⁻¹" if found else "none stands out"))
     _write_csv(
         options.output,
         {

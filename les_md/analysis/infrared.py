@@ -13,20 +13,7 @@ for particles with fixed charges q and masses m
     ∫₀^∞ n α dω = π/(2 ε₀ c V) Σ q²/m.
 
 With fewer than three components, the mean of ⟨J_a J_a⟩ over those given takes the place of ⟨J·J⟩/3.
-
-Quantum corrections
--------------------
-Quantum mechanics has n α = ω (1 − exp(−x))/(6 ε₀ ħ c V) ∫ ⟨M(0)·M(t)⟩ exp(−iωt) dt with x = ħω/(k_B T) and the quantum
-correlation function, which is replaced by Q(ω) times the classical one (Ramírez, López-Ciudad, Kumar, Marx, J. Chem.
-Phys. 121, 3973 (2004)):
-
-    harmonic    Q = x/(1 − exp(−x))       n α as above: the classical response itself, exact for harmonic systems
-    standard    Q = 2/(1 + exp(−x))       n α as above times (2/x) tanh(x/2); detailed balance by symmetry in time
-    schofield   Q = exp(x/2)              n α as above times (2/x) sinh(x/2); Schofield, Phys. Rev. Lett. 4, 239 (1960)
-    none        Q = 1                     n α as above times (1 − exp(−x))/x; no detailed balance
-
-At 300 K and 3400 cm⁻¹, x is 16: ``none`` and ``standard`` make the O-H stretch 16 and 8 times weaker, ``schofield`` 213
-times stronger. ``harmonic`` is the only one that also obeys the fluctuation-dissipation theorem.
+``quantum_corrections.py`` has the factors for quantum nuclei.
 
 Estimate
 --------
@@ -52,11 +39,11 @@ import scipy.constants
 import scipy.fft
 import scipy.signal
 
+from les_md.analysis.quantum_corrections import QUANTUM_CORRECTIONS, relative_to_harmonic
 from les_md.analysis.series import DipoleSeries
 from les_md.analysis.windows import lag_window, resolution_times_length
 
 CM_PER_PS = scipy.constants.c * 1e2 * 1e-12
-QUANTUM_CORRECTIONS = ("harmonic", "standard", "schofield", "none")
 
 
 @dataclass(frozen=True)
@@ -97,7 +84,8 @@ def infrared_spectrum(
     resolution : full width at half maximum, cm⁻¹, of a sharp line.
     blocks : number of parts of the series for the error bars.
     window : one of ``windows.WINDOWS``.
-    quantum_correction : one of ``QUANTUM_CORRECTIONS``; all but ``harmonic`` need the temperature.
+    quantum_correction : one of ``QUANTUM_CORRECTIONS``; ``harmonic`` is the formula above, the others need the
+        temperature.
     max_wavenumber : where the result ends, cm⁻¹; default 4000 or, if that is lower, the Nyquist wavenumber
         1/(2 c interval), above which the series knows nothing.
 
@@ -188,20 +176,6 @@ def absorption_prefactor(volume: float, temperature: float) -> float:
     spectral_density = scipy.constants.e**2 * (1e-10 / 1e-12) ** 2 * 1e-12  # SI
     thermal = scipy.constants.k * temperature * volume * 1e-30
     return 1e-2 * spectral_density / (2.0 * scipy.constants.epsilon_0 * scipy.constants.c * thermal)
-
-
-def relative_to_harmonic(name: str, angular: np.ndarray, temperature: float) -> np.ndarray:
-    """Quantum correction at ``angular`` frequencies (1/ps), divided by the harmonic one; 1 at frequency 0."""
-    x = scipy.constants.hbar * angular * 1e12 / (scipy.constants.k * temperature)
-    small = x < 1e-6
-    x = np.where(small, 1.0, x)
-    factor = {
-        "harmonic": lambda: np.ones_like(x),
-        "none": lambda: -np.expm1(-x) / x,
-        "standard": lambda: 2.0 * np.tanh(0.5 * x) / x,
-        "schofield": lambda: 2.0 * np.sinh(0.5 * x) / x,
-    }[name]()
-    return np.where(small, 1.0, factor)
 
 
 def _equal_blocks(values: np.ndarray, blocks: int) -> np.ndarray:

@@ -124,6 +124,11 @@ def read_dipole_series(
     _check_finite(table, kept, order)
     if order:
         kept, replaced = latest_passage(table.rows[:, order[0]])
+        if step_index is None and np.mean(np.diff(table.rows[:, time_index]) == 0.0) > 0.1:
+            raise ValueError(
+                f"{path}: neighbouring rows have the same time: it is printed with too few digits. Write more digits, "
+                "or the step as well (--step-column, --timestep)"
+            )
         if replaced:
             notes.append(f"{replaced} row(s) at repeated steps were replaced by the later ones")
     rows = table.rows[kept]
@@ -182,27 +187,36 @@ def read_table(path: Path, columns: list[str] | None = None) -> Table:
         text = text[: text.rfind("\n") + 1]
         notes.append("the last line of the file is not complete and was left out")
     lines = text.splitlines()
-    if any(re.match(r"\s*Step\s|LAMMPS \(|keywords: \[|-+ Step ", line) for line in lines) and not _is_csv(lines):
-        table = _read_log(path, lines, columns)
-    elif _is_csv(lines):
+    if _is_csv(lines):
         table = _read_csv(path, lines)
+    elif any(re.match(r"\s*Step\s|LAMMPS \(|keywords: \[|-+ Step ", line) for line in lines):
+        table = _read_log(path, lines, columns)
     else:
         table = _read_columns(path, lines)
     table.notes += notes
     return table
 
 
+def _first_row(lines: list[str]) -> int:
+    """Index of the first line that is neither empty nor a comment."""
+    return next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
+
+
 def _is_csv(lines: list[str]) -> bool:
-    first = next((line for line in lines if line.strip()), "")
-    return "," in first and not first.startswith("#")
+    return "," in next(iter(lines[_first_row(lines) :]), "")
 
 
 def _read_csv(path: Path, lines: list[str]) -> Table:
-    reader = csv.reader(lines, skipinitialspace=True)
-    names = [name.strip() for name in next(reader)]
+    """The first line, or the comment just before the first row of numbers, names the columns."""
+    first = _first_row(lines)
+    names = [name.strip() for name in next(csv.reader([lines[first]], skipinitialspace=True))]
     if all(_is_number(name) for name in names):
-        raise ValueError(f"{path}: the first line of a CSV file must name the columns")
-    rows = [_numbers(path, reader.line_num, words, len(names)) for words in reader if words]
+        if first == 0 or "," not in lines[first - 1]:
+            raise ValueError(f"{path}: the first line of a CSV file must name the columns")
+        first -= 1
+        names = [name.strip() for name in next(csv.reader([lines[first].lstrip("# ")], skipinitialspace=True))]
+    reader = csv.reader(lines[first + 1 :], skipinitialspace=True)
+    rows = [_numbers(path, first + 1 + reader.line_num, words, len(names)) for words in reader if words]
     return _table(path, names, rows)
 
 

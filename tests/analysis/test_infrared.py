@@ -9,14 +9,13 @@ import scipy.integrate
 
 from les_md.analysis.infrared import (
     CM_PER_PS,
-    QUANTUM_CORRECTIONS,
     absorption_prefactor,
     autocorrelation,
     cosine_transform,
     infrared_spectrum,
     peaks,
-    relative_to_harmonic,
 )
+from les_md.analysis.quantum_corrections import QUANTUM_CORRECTIONS, relative_to_harmonic
 from les_md.analysis.series import DipoleSeries
 from les_md.analysis.windows import WINDOWS, lag_window, resolution_times_length
 from tests.analysis.oscillators import Line, gas

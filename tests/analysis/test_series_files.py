@@ -109,6 +109,13 @@ def test_reporter_csv(tmp_path):
     assert one.values == pytest.approx(10.0 * VALUES[:, [1]])
 
 
+def test_csv_with_its_heading_in_a_comment(tmp_path):
+    """As numpy.savetxt and OpenMM's StateDataReporter write it."""
+    rows = "".join(f"{i},{0.005 * i:.10g},{x}\n" for i, x in enumerate(VALUES[:, 0]))
+    path = write(tmp_path, f'# run 1, seed 2\n#"Step","Time (ps)","Jx (e nm/ps)"\n{rows}')
+    assert read_dipole_series(path, ["Jx"]).values[:, 0] == pytest.approx(10.0 * VALUES[:, 0])
+
+
 @pytest.mark.parametrize(("unit", "factor"), [("e nm/ps", 10.0), ("e Å/ps", 1.0), ("e Å/fs", 1e3), ("e A/ps", 1.0)])
 def test_current_in_csv_is_preferred(tmp_path, unit, factor):
     heading = f"{REPORTER},Jx ({unit}),Jy ({unit}),Jz ({unit})"
@@ -213,6 +220,11 @@ COLUMNS = "# step t x y z\n" + "".join(f"{i} {i} {x} {y} {z}\n" for i, (x, y, z)
         (COLUMNS + "30 30 1 a 2\n", {"columns": ["x"], "units": "metal"}, "line 32: 'a' is not a number"),
         ("1 2 3\n4 5 6\n", {"columns": ["4"]}, r"its columns are: 3 without names \(give numbers, from 1\)"),
         ("1 2 3\n4 5 7\n", {"columns": ["3"], "units": "metal"}, "neither a column of steps nor one of times"),
+        (
+            "# time x\n" + "".join(f"{0.0004 * i:.3f} {x}\n" for i, x in enumerate(VALUES[:, 0])),
+            {"columns": ["x"], "units": "metal"},
+            "neighbouring rows have the same time: it is printed with too few digits",
+        ),
         ("# nothing\n", {}, "holds no rows of numbers"),
         ("", {}, "holds no rows of numbers"),
         (REPORTER + "\n", {"columns": None}, "holds no rows of numbers"),
