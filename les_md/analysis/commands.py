@@ -134,7 +134,13 @@ def _read(options: argparse.Namespace):
         rows.append(("volume", f"{series.volume:.6g} Å³"))
     if series.temperature is not None:
         rows.append(("temperature", f"{series.temperature:.6g} K"))
-    return series, rows + [("note", note) for note in series.notes]
+    notes = list(series.notes)
+    if series.quantity == "dipole" and series.volume is not None:
+        notes.append(
+            "in a periodic system Σ q r of a LES model is not the polarisation where charge flows between molecules: "
+            "use the current there (docs/spectrum.md)"
+        )
+    return series, rows + [("note", note) for note in notes]
 
 
 def _spectrum(options: argparse.Namespace) -> None:

@@ -68,6 +68,7 @@ def test_spectrum(folder, tmp_path, capsys):
         "20 cm⁻¹ (hann), 5",
     ):
         assert text in printed
+    assert "note" not in printed
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
@@ -121,6 +122,7 @@ def test_dielectric(folder, tmp_path, capsys):
     assert running[-1] == pytest.approx(value, rel=1e-4)
     assert abs(value - 29.8) < 3.0 * error
     assert "(ε_∞ 1.8)" in printed
+    assert "Σ q r of a LES model is not the polarisation where charge flows between molecules" in printed
     assert "10 of 200 ps" in printed
     assert "not converged" not in printed
     assert figure.read_bytes().startswith(b"%PDF")
