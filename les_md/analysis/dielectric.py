@@ -111,11 +111,11 @@ def correlation_time(moment: np.ndarray) -> float:
     """Integrated correlation time of ``moment`` [N, d] (mean 0), in intervals.
 
     The sum ½ + Σ ρ(t) ends at the first lag above five times its value (Sokal, Functional Integration (1997), p. 131),
-    where noise begins to outweigh what is left of ρ. 0 for a constant.
+    where noise begins to outweigh what is left of ρ. 0 for a constant, and where vibrations cancel it.
     """
     correlation = autocorrelation(moment, len(moment) // 2)
     if correlation[0] <= 0.0:
         return 0.0
     sums = np.cumsum(correlation / correlation[0]) - 0.5
     end = np.flatnonzero(np.arange(len(sums)) >= 5.0 * sums)
-    return float(sums[end[0] if len(end) else -1])
+    return max(0.0, float(sums[end[0] if len(end) else -1]))

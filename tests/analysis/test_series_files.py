@@ -118,7 +118,7 @@ def test_csv_with_its_heading_in_a_comment(tmp_path):
 
 @pytest.mark.parametrize(("unit", "factor"), [("e nm/ps", 10.0), ("e Å/ps", 1.0), ("e Å/fs", 1e3), ("e A/ps", 1.0)])
 def test_current_in_csv_is_preferred(tmp_path, unit, factor):
-    heading = f"{REPORTER},Jx ({unit}),Jy ({unit}),Jz ({unit})"
+    heading = f"{REPORTER},Current x ({unit}),Current y ({unit}),Current z ({unit})"
     rows = "".join(f"{i},{i},-5,1,2,{i},{x},{y},{z}\n" for i, (x, y, z) in enumerate(VALUES))
     path = write(tmp_path, f"{heading}\n{rows}")
     series = read_dipole_series(path)
