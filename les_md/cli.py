@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from les_md import __version__
+from les_md.analysis.commands import add_commands as add_analysis_commands
 
 
 def export_main(arguments: list[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def export_main(arguments: list[str] | None = None) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``les-md``: information about exported files, bundled models, and the LAMMPS plugin."""
+    """``les-md``: exported files, bundled models, the LAMMPS plugin, spectra and dielectric constants."""
     parser = argparse.ArgumentParser(prog="les-md", description="Long-range machine-learning potentials in MD.")
     parser.add_argument("--version", action="version", version=f"les_md {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     build = commands.add_parser("build", help="compile the LAMMPS plugin now instead of at the first use")
     build.add_argument("--force", action="store_true", help="compile again even if the plugin is up to date")
     build.set_defaults(function=_build)
+    add_analysis_commands(commands)
     options = parser.parse_args(arguments)
     return _run(options.function, options)
 
