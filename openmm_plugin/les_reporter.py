@@ -47,8 +47,9 @@ class LESReporter:
         (the sum over channels), one line per report after a line with the particles' indices; None writes none.
     append : go on with existing files, as after a restart.
 
-    The dipole of a periodic system follows the positions as they are in the Context, molecules not wrapped. Neither its
-    value nor its changes are those of the polarisation, since charge goes from one molecule to another: use ``current``.
+    The dipole of a periodic system follows the positions as they are in the Context, molecules not wrapped. Neither
+    its value nor its changes are those of the polarisation, since charge goes from one molecule to another: use
+    ``current``.
 
     ``current`` and ``born`` cost one more evaluation per report, with six backward passes (see
     ``LESForce.getBornEffectiveCharges``). The energies do not contain that of an electric field.

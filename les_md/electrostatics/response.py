@@ -32,9 +32,9 @@ from torch import Tensor
 def dipole_moment(charges: Tensor, positions: Tensor, remove_mean: bool, epsilon_factor: float) -> Tensor:
     """Dipole moment √ε Σ (q_i − q̄) r_i [3] in e Å, of ``charges`` [N, n_q] e at ``positions`` [N, 3] Å.
 
-    For an isolated system its dipole. In a periodic one it depends on which image of a molecule ``positions`` holds, and
-    even along a continuous trajectory its changes are not those of the polarisation, since charge that goes from one
-    molecule to another counts with the distance in ``positions``: there the current Σ Z* v is what has a meaning.
+    For an isolated system its dipole. In a periodic one it depends on which image of a molecule ``positions`` holds,
+    and even along a continuous trajectory its changes are not those of the polarisation, since charge that goes from
+    one molecule to another counts with the distance in ``positions``: the current Σ Z* v is what has a meaning.
     """
     total_charge = charges.sum(1)
     if remove_mean:
