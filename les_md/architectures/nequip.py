@@ -19,6 +19,7 @@ import contextlib
 import copy
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,7 +223,6 @@ def _build(settings: Settings, weights: dict[str, Tensor], state: dict, notes: l
 def _construct(settings: Settings, options: dict) -> _Built:
     """The modules of a model with weights of no meaning, in float64."""
     from nequip.model import FullNequIPGNNModel
-    from nequip.nn import ScalarMLP
 
     with _building(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of missing scales and shifts, and of e3nn
@@ -232,7 +232,6 @@ def _construct(settings: Settings, options: dict) -> _Built:
                 model = FullNequIPGNNModel.__wrapped__(**options)
             else:
                 from allegro.model.allegro_models import FullAllegroModel
-                from allegro.nn import EdgewiseReduce
 
                 model = FullAllegroModel.__wrapped__(**options)
         except Exception as error:  # The configuration comes from a file and can be wrong in any way.
@@ -240,29 +239,41 @@ def _construct(settings: Settings, options: dict) -> _Built:
                 f"nequip cannot build the model of this configuration: {type(error).__name__}: {error}"
             ) from error
         model.eval()
-        irreps = model.func.irreps_out
         if settings.les is None:
             return _Built(model, None, None)
-        if settings.kind == "nequip":
-            readout = ScalarMLP(output_dim=1, field="node_features", out_field="LES_q", irreps_in=irreps)
-            return _Built(model, readout.eval(), None)
-        width = options.get("readout_mlp_hidden_layers_width", 32)
-        readout = ScalarMLP(
-            output_dim=1,
-            hidden_layers_depth=1,
-            hidden_layers_width=width,
-            field="edge_features",
-            out_field="edge_LES_q",
-            irreps_in=irreps,
-        )
-        total = EdgewiseReduce(
-            field="edge_LES_q",
-            out_field="LES_q",
-            avg_num_neighbors=options.get("avg_num_neighbors"),
-            type_names=options["type_names"],
-            irreps_in=readout.irreps_out,
-        )
-        return _Built(model, readout.eval(), total.eval())
+        readout, total = charge_modules(settings.kind, options, model.func.irreps_out)
+        return _Built(model, readout.eval(), None if total is None else total.eval())
+
+
+def charge_modules(
+    kind: str, options: Mapping[str, Any], irreps: dict
+) -> tuple[torch.nn.Module, torch.nn.Module | None]:
+    """Modules of nequip that make latent charges: a readout, and for Allegro the sum over edges.
+
+    Parameters: ``kind`` "nequip" or "allegro", ``options`` of its builder, ``irreps`` that its energy model gives.
+    """
+    from nequip.nn import ScalarMLP
+
+    if kind == "nequip":
+        return ScalarMLP(output_dim=1, field="node_features", out_field="LES_q", irreps_in=irreps), None
+    from allegro.nn import EdgewiseReduce
+
+    readout = ScalarMLP(
+        output_dim=1,
+        hidden_layers_depth=1,
+        hidden_layers_width=options.get("readout_mlp_hidden_layers_width", 32),
+        field="edge_features",
+        out_field="edge_LES_q",
+        irreps_in=irreps,
+    )
+    total = EdgewiseReduce(
+        field="edge_LES_q",
+        out_field="LES_q",
+        avg_num_neighbors=options.get("avg_num_neighbors"),
+        type_names=options["type_names"],
+        irreps_in=readout.irreps_out,
+    )
+    return readout, total
 
 
 @contextlib.contextmanager

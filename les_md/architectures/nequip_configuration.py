@@ -30,6 +30,7 @@ _TARGETS = {
     "allegro.model.FullAllegroModel": ("allegro", True),
 }
 _LES_TARGET = "nequip_les.model.LESModel"
+_OWN_LES_TARGET = "les_md.training.nequip.LESModel"
 _MODIFY_TARGET = "nequip.model.modify"
 
 #: Changes of a model that leave energies and charges as they are: other ways to compute the same, and what is printed.
@@ -193,7 +194,7 @@ def understand(configuration: dict, information: dict) -> Settings:
     options = dict(_unmodified(configuration))
     target = options.pop("_target_")
     les = None
-    if target == _LES_TARGET:
+    if target in (_LES_TARGET, _OWN_LES_TARGET):
         base = options.pop("base_model", "nequip")
         if base not in ("nequip", "allegro"):
             raise UnsupportedModelError(f"the base_model {base!r} of the LES model is not supported")
@@ -204,12 +205,14 @@ def understand(configuration: dict, information: dict) -> Settings:
             les = _section(section)
         elif options.pop("use_les", True):
             les = options.pop("les_args", None) or {}
+        if target == _OWN_LES_TARGET:
+            les = {"norm_factor": NORM_FACTOR_2026, **(les or {})}
     elif target in _TARGETS:
         kind, full = _TARGETS[target]
         if options.pop("use_les", False):
             les = options.pop("les_args", None) or {}
     else:
-        known = ", ".join((*_TARGETS, _LES_TARGET))
+        known = ", ".join((*_TARGETS, _LES_TARGET, _OWN_LES_TARGET))
         raise UnsupportedModelError(f"the model {target!r} is not supported; supported are {known}")
     if les is not None and not isinstance(les, dict):
         raise UnsupportedModelError(f"les_args = {les!r} is not a table of options: not supported")

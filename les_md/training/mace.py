@@ -31,16 +31,13 @@ from mace.modules.utils import prepare_graph as prepare_graph_without_strain
 from torch import Tensor
 
 from les_md.les import Les
+from les_md.training.les_arguments import les_of_arguments
 
-#: Of ``Les``, as in MACE's file of ``les_arguments``.
-_PARAMETERS = ("sigma", "dl", "norm_factor", "remove_self_interaction", "remove_mean", "epsilon_factor")
-#: Read by MACELES itself.
-_OF_MACE = ("compute_bec", "bec_output_index")
-#: Of a charge head inside ``les``, which MACE-LES does not have.
-_OF_CHARGE_HEAD = ("n_layers", "n_hidden", "add_linear_nn", "output_scaling_factor", "n_in", "num_charges")
+#: Arguments of les that MACELES itself reads.
+_READ_BY_MACE = ("compute_bec", "bec_output_index")
 
 
-def les_of_arguments(les_arguments: Mapping[str, Any] | None) -> Les:
+def les_of_mace(les_arguments: Mapping[str, Any] | None) -> Les:
     """The long-range energy with the ``les_arguments`` of a MACE-LES model, which may be None.
 
     Raises
@@ -48,30 +45,11 @@ def les_of_arguments(les_arguments: Mapping[str, Any] | None) -> Les:
     ValueError : an argument that MACE-LES has no use for, an unknown one, or a wrong value.
     """
     arguments = dict(les_arguments or {})
-    if arguments.pop("use_atomwise", False):
-        raise ValueError("les_arguments: use_atomwise: MACE-LES has charge readouts of its own; leave it out")
-    chosen = {}
-    for name, value in arguments.items():
-        if name in _OF_CHARGE_HEAD:
-            raise ValueError(
-                f"les_arguments: {name} belongs to a charge head that MACE-LES, which has charge readouts of its own, "
-                "does not use; leave it out"
-            )
-        if name not in _PARAMETERS + _OF_MACE:
-            raise ValueError(
-                f"les_arguments: unknown argument {name}; known are {', '.join(_PARAMETERS + _OF_MACE)} and "
-                "use_atomwise: False"
-            )
-        if name in ("remove_self_interaction", "remove_mean", "compute_bec") and not isinstance(value, bool):
-            raise ValueError(f"les_arguments: {name} must be true or false, not {value!r}")
-        if name in ("sigma", "dl", "norm_factor", "epsilon_factor"):
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"les_arguments: {name} must be a number, not {value!r}")
-        elif name == "bec_output_index" and value not in (None, 0, 1, 2):
-            raise ValueError(f"les_arguments: bec_output_index must be 0, 1 or 2, not {value!r}")
-        if name in _PARAMETERS:
-            chosen[name] = value
-    return Les(**chosen)
+    if not isinstance(arguments.get("compute_bec", False), bool):
+        raise ValueError(f"les_arguments: compute_bec must be true or false, not {arguments['compute_bec']!r}")
+    if arguments.get("bec_output_index") not in (None, 0, 1, 2):
+        raise ValueError(f"les_arguments: bec_output_index must be 0, 1 or 2, not {arguments['bec_output_index']!r}")
+    return les_of_arguments(arguments, _READ_BY_MACE)
 
 
 @contextmanager
@@ -83,15 +61,15 @@ def mace_with_les(les_arguments: Mapping[str, Any] | None = None) -> Iterator[No
 
     Raises
     ------
-    ValueError : ``les_arguments`` do not fit, see ``les_of_arguments``.
+    ValueError : ``les_arguments`` do not fit, see ``les_of_mace``.
     """
-    les_of_arguments(les_arguments)
+    les_of_mace(les_arguments)
     defaults = les_arguments
 
     def make(les_arguments: Mapping[str, Any] | None = None) -> Les:
         # What MACELES gives when it got none
         without = les_arguments is None or dict(les_arguments) == {"use_atomwise": False}
-        return les_of_arguments(defaults if without else les_arguments)
+        return les_of_mace(defaults if without else les_arguments)
 
     package = types.ModuleType("les")
     package.Les = make
@@ -177,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.model != "MACELES":
         parser.error(f"it trains --model MACELES, not {options.model}; use mace_run_train for other models")
     try:
-        les_of_arguments(options.les_arguments)
+        les_of_mace(options.les_arguments)
     except ValueError as error:
         parser.error(str(error))
     with mace_with_les(options.les_arguments):

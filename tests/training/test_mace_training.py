@@ -26,7 +26,7 @@ from les_md import LESCalculator, export, model_file
 from les_md.architectures.e3nn_code import generate_code
 from les_md.checkpoint import read_checkpoint
 from les_md.les import Les
-from les_md.training.mace import les_of_arguments, mace_with_les
+from les_md.training.mace import les_of_mace, mace_with_les
 
 ARGUMENTS = {"sigma": 0.9, "dl": 1.8, "remove_self_interaction": False}
 PROGRAMS = Path(sys.executable).parent
@@ -314,14 +314,15 @@ def test_a_charge_head_inside_changes_nothing(tmp_path):
 
 
 def test_arguments():
-    les = les_of_arguments({**ARGUMENTS, "norm_factor": 90.0474, "use_atomwise": False, "compute_bec": True})
+    les = les_of_mace({**ARGUMENTS, "norm_factor": 90.0474, "use_atomwise": False, "compute_bec": True})
     assert (les.sigma, les.dl, les.norm_factor, les.remove_self_interaction) == (0.9, 1.8, 90.0474, False)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"use_atomwise": True}, "use_atomwise"),
+        ({"use_atomwise": True}, "use_atomwise belongs to a charge head"),
+        ({"compute_bec": 1}, "compute_bec must be true or false"),
         ({"n_hidden": [32, 16]}, "n_hidden belongs to a charge head"),
         ({"output_scaling_factor": 0.1}, "output_scaling_factor belongs"),
         ({"sigm": 1.0}, "unknown argument sigm"),
@@ -333,7 +334,7 @@ def test_arguments():
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        les_of_arguments(arguments)
+        les_of_mace(arguments)
 
 
 @pytest.mark.parametrize(
