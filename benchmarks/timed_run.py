@@ -20,7 +20,6 @@ neighbor 0.5 bin
 timestep 0.0005
 velocity all create 300.0 1
 fix integrate all nve
-{commands}
 thermo {steps}
 run {warm_up} post no
 {runs}
@@ -48,10 +47,8 @@ def measure(
     ranks: int = 1,
     warm_up: int = 3,
     keywords: str = "",
-    commands: str = "",
 ) -> dict[str, float]:
     """Medians over ``repeats`` runs of ``steps`` steps: ms per step in all (``total``) and by part (mean of the ranks).
-    ``cpu`` is the time that one rank's threads had a processor, which other work on the machine hardly changes.
 
     ``electrostatics`` is the sum of density, reduction, solve and gather, ``other`` what LAMMPS itself needs;
     ``memory`` the peak of all ranks together in MB; ``nodes`` and ``edges`` are ratios to those of own atoms.
@@ -66,7 +63,6 @@ def measure(
             warm_up=warm_up,
             runs="\n".join([f"run {steps}"] * repeats),
             keywords=keywords,
-            commands=commands,
         )
     )
     programs = Path(sys.executable).parent
@@ -78,19 +74,16 @@ def measure(
     if output.returncode != 0:
         raise RuntimeError(f"LAMMPS failed:\n{output.stdout[-2000:]}\n{output.stderr[-2000:]}")
     text = output.stdout
-    shares = [float(percent) / 100 for percent in re.findall(r"^(\S+)% CPU use", text, re.M)][-repeats:]
     totals = [1000 * float(seconds) / steps for seconds in re.findall(r"^Loop time of (\S+) on", text, re.M)][1:]
     reports = re.findall(r"^mliap/les: \d+ evaluations, ms each[^:]*:(.*)$", text, re.M)[1:]  # without the warm-up
     memory = re.findall(r"^mliap/les: peak memory per rank (\S+) MB", text, re.M)
     if not len(totals) == len(reports) == repeats:
         raise RuntimeError(f"{repeats} runs, but {len(reports)} reports of the pair style in LAMMPS's output")
     samples = []
-    for total, share, report in zip(totals, shares, reports, strict=True):
+    for total, report in zip(totals, reports, strict=True):
         parts = {name: float(re.search(rf" {name} (\S+)", report)[1]) for name in PARTS}
         parts["electrostatics"] = sum(parts[name] for name in ("density", "reduction", "solve", "gather"))
-        samples.append(
-            {"total": total, "cpu": total * share, **parts, "other": total - sum(parts[name] for name in PARTS)}
-        )
+        samples.append({"total": total, **parts, "other": total - sum(parts[name] for name in PARTS)})
     result = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
     nodes, edges = re.search(r"nodes \((\S+) times the own atoms\).*edges \((\S+) times", text).groups()
     return {**result, "memory": ranks * float(memory[-1]), "nodes": float(nodes), "edges": float(edges)}

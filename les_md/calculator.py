@@ -49,8 +49,8 @@ class LESCalculator(Calculator):
     Raises
     ------
     ValueError : an element the model does not know, positions that are not finite, a periodic axis without a cell
-        vector, ``slab`` with other boundaries, an ``accuracy`` out of reach, or an energy that is not finite (atoms on
-        top of each other).
+        vector, ``slab`` or ``sum_rule`` with other boundaries, an ``accuracy`` out of reach, or an energy that is not
+        finite (atoms on top of each other).
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -131,6 +131,11 @@ class LESCalculator(Calculator):
             raise ValueError(
                 "a system with a periodic axis needs three cell vectors (the long-range sum runs over the whole "
                 "cell); give the open axes a length with vacuum, or set pbc=False for an isolated system"
+            )
+        if self.sum_rule and not atoms.pbc.any():
+            raise ValueError(
+                "sum_rule is for periodic systems: in an isolated one the forces of the field are derivatives of its "
+                "energy"
             )
         if self.evaluator.planner.slab and tuple(atoms.pbc) != (True, True, False):
             raise ValueError(f"slab=True needs pbc=(True, True, False), these atoms have {tuple(atoms.pbc)}")

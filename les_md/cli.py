@@ -142,6 +142,7 @@ def print_metadata(metadata: dict) -> None:
             f"receptive field {metadata['receptive_field']:g} Å",
         ),
         ("network dtype", metadata["dtype"]),
+        ("file format", str(metadata["format_version"])),
     ]
     long_range = metadata["long_range"]
     if long_range is None:

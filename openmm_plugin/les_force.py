@@ -169,6 +169,11 @@ class LESForce:
         self.electric_field = None if electric_field is None else _components_of(electric_field)
         if sum_rule and electric_field is None:
             raise ValueError("sum_rule is about the forces of a field: give electric_field too")
+        if sum_rule and not self.periodic:
+            raise ValueError(
+                "sum_rule is for periodic systems: in an isolated one the forces of the field are derivatives of its "
+                "energy"
+            )
         if electric_field is not None and self.periodic and system is not None:
             for force in system.getForces():
                 if "Barostat" in force.getName():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -324,7 +325,9 @@ class TestCommandLine:
         for text in ("small.pth", "H O", "float64", "90.4756", "self-check", f"written to {out}"):
             assert text in printed
         assert main(["info", str(out)]) == 0
-        assert "norm_factor" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "norm_factor" in printed
+        assert re.search(r"file format +4\n", printed)
         assert main(["info", "--json", str(out)]) == 0
         assert json.loads(capsys.readouterr().out)["dtype"] == "float64"
 

@@ -270,6 +270,12 @@ class TestWrongInput:
         with pytest.raises(ValueError, match="give electric_field too"):
             calculator_of(models["one channel"], sum_rule=True)
 
+    def test_sum_rule_of_a_cluster(self, models, python_force):
+        with pytest.raises(ValueError, match="sum_rule is for periodic systems"):
+            python_force(models["one channel"], cluster(), electric_field=[0, 0, 1], sum_rule=True)
+        with pytest.raises(ValueError, match="sum_rule is for periodic systems"):
+            calculator_of(models["one channel"], electric_field=[0, 0, 1], sum_rule=True).get_forces(cluster())
+
     def test_short_range_model(self, models, python_force):
         with pytest.raises(ValueError, match="no charges for an electric field to act on"):
             python_force(models["short range"], cubic_water(), electric_field=[0, 0, 1])
