@@ -203,7 +203,9 @@ def test_wrong_files(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="does not exist"):
         export(checkpoint, tmp_path / "no" / "folder" / "out.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pth")
-    with pytest.raises(UnsupportedModelError, match=r"no architecture knows this checkpoint.*known: cace, chgnet, mace"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"no architecture knows this checkpoint.*known: cace, chgnet, mace"
+    ):
         export(tmp_path / "other.pth", tmp_path / "out.pt")
     newer = torch.load(checkpoint, weights_only=True)
     newer["format_version"] = 99

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def write_history(output: RunFolder, history: list[dict]) -> None:
-    """Write the lines of ``Trainer.run_epoch`` as CSV and JSON."""
+    """Write the lines of ``Trainer.run_epoch`` as CSV and JSON; errors of labels that no frame has are left empty."""
+    history = [
+        {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in line.items()}
+        for line in history
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
     writer.writeheader()

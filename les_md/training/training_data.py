@@ -103,6 +103,8 @@ def read_training_data(
                 )
     numbers = _atomic_numbers(structures, elements)
     frames = _checked(structures, sources, numbers, section, cutoff, progress)
+    if section.stress_key is not None and all(frame.stress is None for frame in frames["train"]):
+        raise ConfigurationError("data.stress_key: all training frames are isolated systems, which have no stress")
     if isinstance(section.atomic_energies, dict):
         energies = _given_energies(section.atomic_energies, numbers)
     else:

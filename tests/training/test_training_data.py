@@ -261,13 +261,17 @@ def test_stress_labels_that_cannot_be_read(tmp_path, stress, message):
 
 def test_isolated_systems_have_no_stress(tmp_path):
     frames = [crystal(seed) for seed in range(1, 9)]
-    for atoms in frames:
+    for atoms in frames[:6]:
         atoms.pbc = False
         atoms.cell = None
     ase.io.write(tmp_path / "data.xyz", frames)
     data = read(tmp_path / "data.xyz", **STRESS)
-    assert all(frame.stress is None for frame in data.frames["train"])
-    assert data.notes == ("6 training frames are isolated systems, which have no stress",)
+    isolated = [source.index < 6 for source in data.sources["train"]]
+    assert [frame.stress is None for frame in data.frames["train"]] == isolated
+    assert data.notes == (f"{sum(isolated)} training frames are isolated systems, which have no stress",)
+    ase.io.write(tmp_path / "data.xyz", frames[:6])
+    with pytest.raises(ConfigurationError, match="all training frames are isolated systems"):
+        read(tmp_path / "data.xyz", **STRESS)
 
 
 def test_group_key_and_files_that_are_missing(file):

