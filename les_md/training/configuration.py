@@ -12,6 +12,7 @@ from ase.data import atomic_numbers as number_of
 
 from les_md.architectures.cace_network import CACEConfiguration
 from les_md.electrostatics.parameters import LongRangeParameters
+from les_md.training.bond_guard import BondGuard
 from les_md.training.labels import STRESS_UNITS, LabelKeys
 
 SCHEDULES = ("cosine", "exponential", "plateau", "constant")
@@ -172,6 +173,46 @@ class ModelSection:
 
 
 @dataclass(frozen=True)
+class BondGuardSection:
+    """A bond that must pull back when it is stretched beyond what the data show, see ``bond_guard.py``.
+
+    Attributes: elements ``centre`` and ``ligand``; ``from_epoch``, from which it acts; others as of ``BondGuard``.
+    """
+
+    centre: str
+    ligand: str
+    bonded: float
+    stretched: tuple[float, ...]
+    from_epoch: int = 1
+    clearance: float = 1.15
+    fraction: float = 0.15
+    least_force: float = 2.5
+    every: int = 2
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        _known_elements((self.centre,), "centre")
+        _known_elements((self.ligand,), "ligand")
+        _positive(self, "bonded", "from_epoch", "clearance", "fraction", "least_force", "every", "weight")
+        if len(self.stretched) != 2 or not 0.0 < self.stretched[0] <= self.stretched[1]:
+            raise ConfigurationError("stretched must be two lengths in Å, the shorter one first")
+        if self.fraction > 1.0:
+            raise ConfigurationError(f"fraction must be at most 1, got {self.fraction}")
+
+    def guard(self, atomic_numbers: tuple[int, ...]) -> BondGuard:
+        """The guard, for elements in type order. Raises ConfigurationError for an element that is not among them."""
+        types = []
+        for symbol in (self.centre, self.ligand):
+            if number_of[symbol] not in atomic_numbers:
+                raise ConfigurationError(f"training.bond_guards: {symbol} is not an element of the model")
+            types.append(atomic_numbers.index(number_of[symbol]))
+        low, high = self.stretched
+        return BondGuard(
+            *types, self.bonded, (low, high), self.clearance, self.fraction, self.least_force, self.every, self.weight
+        )
+
+
+@dataclass(frozen=True)
 class TrainingSection:
     """How the weights are optimised.
 
@@ -189,6 +230,7 @@ class TrainingSection:
     average : decay per step of the exponential average of the weights; 0 for none. The average is what is kept.
     gradient_limit : the norm of the gradient is cut off here; None for no limit.
     patience : epochs without a lower validation loss after which the training stops; None for never.
+    bond_guards : bonds that must not break. Weights of epochs before all of them act are not kept.
     """
 
     epochs: int
@@ -205,6 +247,7 @@ class TrainingSection:
     average: float = 0.99
     gradient_limit: float | None = 0.1
     patience: int | None = None
+    bond_guards: tuple[BondGuardSection, ...] = ()
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "batch_size", "learning_rate")
@@ -232,6 +275,8 @@ class TrainingSection:
             raise ConfigurationError(f"average must be at least 0 and below 1, got {self.average}")
         for name in ("energy_weight", "forces_weight", "stress_weight"):
             self._check_weight(name)
+        if self.guarded_from > self.epochs:
+            raise ConfigurationError(f"bond_guards: epoch {self.guarded_from} is beyond the last, {self.epochs}")
         last = self.weights(self.epochs)
         if max(last.energy, last.forces, last.stress) == 0.0:
             raise ConfigurationError("all weights of the loss are 0 in the last epoch")
@@ -251,6 +296,11 @@ class TrainingSection:
         return LossWeights(
             *(_at_epoch(getattr(self, f"{name}_weight"), epoch) for name in ("energy", "forces", "stress"))
         )
+
+    @property
+    def guarded_from(self) -> int:
+        """The epoch from which all guards act."""
+        return max((guard.from_epoch for guard in self.bond_guards), default=1)
 
     @property
     def trains_on_stress(self) -> bool:
@@ -306,6 +356,8 @@ class TrainingConfiguration:
             raise ConfigurationError("seeds must not be negative")
         if self.long_range is not None and not self.model.charges:
             raise ConfigurationError("the section long_range needs model.charges: true")
+        if self.training.bond_guards and not self.device.startswith("cpu"):
+            raise ConfigurationError("training.bond_guards need device: cpu")
         if self.training.trains_on_stress and self.data.stress_key is None:
             raise ConfigurationError(
                 "training.stress_weight needs data.stress_key, data.stress_unit and data.stress_sign"

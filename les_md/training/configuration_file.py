@@ -112,8 +112,8 @@ class _Reader:
             number = self._scalar(node, kind)
             if number is not None:
                 return number
-        if sequence is not None:  # a list of one may be written without brackets
-            item = self._scalar(node, typing.get_args(sequence)[0])
+        if sequence is not None and typing.get_args(sequence)[0] in _EXPECTED:
+            item = self._scalar(node, typing.get_args(sequence)[0])  # a list of one may be written without brackets
             if item is not None:
                 return (item,)
         raise self.error(node, f"'{place}' must be {self._expected(kinds)}, got '{node.value}'")
@@ -152,7 +152,7 @@ class _Reader:
         names = []
         for kind in kinds:
             if typing.get_origin(kind) is tuple:
-                names.append(f"a list, each {_EXPECTED[typing.get_args(kind)[0]]}")
+                names.append(f"a list, each {_EXPECTED.get(typing.get_args(kind)[0], 'a mapping')}")
             elif kind in _EXPECTED:
                 names.append(_EXPECTED[kind])
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -214,6 +214,21 @@ def loss(
     return sum(total) / len(frames), sum(of_forces) / len(frames)
 
 
+def guard_shortfalls(
+    model: EnergyModel, batch: Sequence[Frame], guards: Sequence[Guard], step: int, generator: torch.Generator
+) -> Iterator[tuple[Guard, Tensor]]:
+    """The guards whose turn it is in a step, each with its shortfall [] in (eV/Å)², differentiable in the weights."""
+    for turn, current in enumerate(guards):
+        # With every = 2 and three guards, each comes every sixth step.
+        if step % (current.every * len(guards)) == turn * current.every:
+            # A frame may have no contact to squeeze: the first one of the batch that has is taken.
+            tried = (current.disturb(frame, generator) for frame in batch)
+            disturbed = next((each for each in tried if each is not None), None)
+            if disturbed is not None:
+                _, forces = model(disturbed.frame, differentiable=True)
+                yield current, disturbed.shortfall(forces, current.least_force)
+
+
 def errors(model: EnergyModel, frames: list[Frame]) -> Errors:
     """Root mean square errors over frames."""
     energy_error, force_error, components = 0.0, 0.0, 0
@@ -347,15 +362,8 @@ def optimise(
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
             optimizer.zero_grad()
             value.backward()
-            for turn, current in enumerate(guards):
-                # With every = 2 and three guards, each comes every sixth step.
-                if step % (current.every * len(guards)) == turn * current.every:
-                    # A frame may have no contact to squeeze: the first one of the batch that has is taken.
-                    tried = (current.disturb(frame, generator) for frame in batch)
-                    disturbed = next((each for each in tried if each is not None), None)
-                    if disturbed is not None:
-                        _, forces = model(disturbed.frame, differentiable=True)
-                        (current.weight * disturbed.shortfall(forces, current.least_force)).backward()
+            for current, shortfall in guard_shortfalls(model, batch, guards, step, generator):
+                (current.weight * shortfall).backward()
             torch.nn.utils.clip_grad_norm_(parameters, schedule.gradient_limit)
             optimizer.step()
             force_loss += float(of_forces) * len(batch)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from les_md.training.bond_guard import BondGuard, StretchedFrame
 from les_md.training.configuration import TrainingSection
 from les_md.training.dataset import Frame
 from les_md.training.deviations import Deviations, batch_loss
-from les_md.training.fit import EnergyModel
+from les_md.training.fit import EnergyModel, guard_shortfalls
 from les_md.training.learning_rate import LearningRate
 
 
@@ -34,7 +35,7 @@ class Trainer:
     """Adam with a schedule, an exponential average of the weights, and early stopping.
 
     The validation loss is that of the averaged weights, with the weights of the loss of the last epoch throughout, so
-    that epochs can be compared.
+    that epochs can be compared; the guards that act add their terms, on the validation frames.
 
     Parameters
     ----------
@@ -42,15 +43,24 @@ class Trainer:
     training, validation : frames.
     settings : how it is trained.
     seed : of the order of frames.
+    guards : of ``settings.bond_guards``, in their order.
     """
 
     def __init__(
-        self, model: EnergyModel, training: list[Frame], validation: list[Frame], settings: TrainingSection, seed: int
+        self,
+        model: EnergyModel,
+        training: list[Frame],
+        validation: list[Frame],
+        settings: TrainingSection,
+        seed: int,
+        guards: tuple[BondGuard, ...] = (),
     ) -> None:
         self.model = model
         self.training = training
         self.validation = validation
         self.settings = settings
+        self.guards = guards
+        self.disturbed: dict[BondGuard, list[StretchedFrame]] = {}
         self.average = copy.deepcopy(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, amsgrad=True)
@@ -67,6 +77,8 @@ class Trainer:
     def stopped_early(self) -> bool:
         """Whether the validation loss has not fallen for ``patience`` epochs."""
         patience = self.settings.patience
+        if self.epoch < self.settings.guarded_from:
+            return False
         return patience is not None and self.best is not None and self.epoch - self.best.epoch >= patience
 
     @property
@@ -79,7 +91,9 @@ class Trainer:
 
         The line holds epoch, learning_rate (of the last step), the weights of the loss, training_* (of the moving
         weights, over the epoch) and validation_* (of the averaged weights) as loss and root mean square errors in
-        meV/atom, meV/Å and meV/Å³, and seconds since the start of the training.
+        meV/atom, meV/Å and meV/Å³, guard_shortfall (root mean square of the force that stretched bonds of the
+        validation frames lack, eV/Å) and
+        seconds since the start of the training.
 
         Raises TrainingError where the loss is not finite.
         """
@@ -87,6 +101,11 @@ class Trainer:
         epoch = self.epoch + 1
         weights = self.settings.weights(epoch)
         stress = self.settings.trains_on_stress
+        active = [
+            guard
+            for guard, section in zip(self.guards, self.settings.bond_guards, strict=True)
+            if epoch >= section.from_epoch
+        ]
         deviations, total = Deviations(), 0.0
         for chosen in torch.split(torch.randperm(len(self.training), generator=self.order), self.settings.batch_size):
             batch = [self.training[index] for index in chosen.tolist()]
@@ -102,6 +121,8 @@ class Trainer:
                 )
             self.optimizer.zero_grad()
             loss.backward()
+            for guard, shortfall in guard_shortfalls(self.model, batch, active, self.step, self.order):
+                (guard.weight * shortfall).backward()
             if self.settings.gradient_limit is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_limit)
             self.optimizer.step()
@@ -113,9 +134,13 @@ class Trainer:
                 after_step()
         self.epoch = epoch
         validation_loss, validated = self._validate()
+        shortfalls = self._validate_guards(active)
+        validation_loss += sum(guard.weight * value for guard, value in shortfalls)
         if not math.isfinite(validation_loss):
             raise TrainingError(f"the validation loss is not finite in epoch {epoch}: lower training.learning_rate")
         self.learning_rate.validated(validation_loss)
+        if epoch == self.settings.guarded_from:
+            self.best = None
         if self.best is None or validation_loss < self.best.loss:
             kept = {name: value.detach().clone() for name, value in self.average.network.state_dict().items()}
             self.best = Best(epoch, validation_loss, kept)
@@ -130,6 +155,9 @@ class Trainer:
             line[f"{part}_loss"] = loss_of_part
             for name in ("energy", "forces", "stress") if stress else ("energy", "forces"):
                 line[f"{part}_{name}"] = errors[name]
+        if self.guards:
+            mean = sum(value for _, value in shortfalls) / len(shortfalls) if shortfalls else math.nan
+            line["guard_shortfall"] = math.sqrt(mean)
         line["seconds"] = round(self.seconds, 2)
         self.history.append(line)
         return line
@@ -150,6 +178,20 @@ class Trainer:
             total += float(batch_loss(batch, result, weights).detach()) * len(batch)
             deviations.add(batch, result)
         return total / len(self.validation), deviations
+
+    def _validate_guards(self, active: list[BondGuard]) -> list[tuple[BondGuard, float]]:
+        """Each guard that acts, with its mean shortfall in (eV/Å)² on the validation frames, disturbed always alike."""
+        shortfalls = []
+        for guard in active:
+            if guard not in self.disturbed:
+                generator = torch.Generator().manual_seed(0)
+                self.disturbed[guard] = [guard.disturb(frame, generator) for frame in self.validation]
+            total = 0.0
+            for each in self.disturbed[guard]:
+                _, forces = self.average(each.frame, differentiable=False)
+                total += float(each.shortfall(forces, guard.least_force).detach())
+            shortfalls.append((guard, total / len(self.validation)))
+        return shortfalls
 
     def state(self) -> dict:
         """Everything that the rest of the training depends on: plain containers and tensors."""

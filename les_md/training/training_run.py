@@ -13,6 +13,7 @@ import torch
 from les_md.architectures.cace import native_checkpoint
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.exporting import ExportError, export
+from les_md.training.bond_guard import BondGuard
 from les_md.training.configuration import ConfigurationError, TrainingConfiguration
 from les_md.training.deviations import Deviations
 from les_md.training.fit import EnergyModel, standardise_inputs
@@ -29,11 +30,12 @@ STANDARDISE_ON = 20
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a training starts from: ``data``, the ``network`` configuration, and the initial ``model``."""
+    """What a training starts from: ``data``, ``network`` configuration, initial ``model``, and the ``guards``."""
 
     data: TrainingData
     network: CACEConfiguration
     model: EnergyModel
+    guards: tuple[BondGuard, ...]
 
 
 def prepare(
@@ -52,6 +54,7 @@ def prepare(
     network_configuration = configuration.model.network(
         data.atomic_numbers, average_neighbours(data, configuration.model.cutoff)
     )
+    guards = tuple(section.guard(data.atomic_numbers) for section in configuration.training.bond_guards)
     frames = data.frames["train"]
     torch.manual_seed(configuration.seed)
     network = CACENetwork(network_configuration).to(getattr(torch, configuration.dtype))
@@ -61,7 +64,7 @@ def prepare(
         binding = torch.stack([(f.energy - data.reference_energies[f.types].sum()) / len(f.types) for f in frames])
         network.energy_readout.linear.bias += binding.mean()
     model = EnergyModel(network, data.reference_energies, configuration.long_range_parameters())
-    return Preparation(data, network_configuration, model.to(device))
+    return Preparation(data, network_configuration, model.to(device), guards)
 
 
 def _device(name: str) -> torch.device:
@@ -109,7 +112,9 @@ def train(
     output.open(overwrite)
     data, device = preparation.data, torch.device(configuration.device)
     training, validation = ([frame.to(device) for frame in data.frames[part]] for part in PARTS[:2])
-    trainer = Trainer(preparation.model, training, validation, configuration.training, configuration.seed)
+    trainer = Trainer(
+        preparation.model, training, validation, configuration.training, configuration.seed, preparation.guards
+    )
     origin = made_with(configuration, data)
     if output.checkpoint.is_file():
         trainer.restore(output.read_state(origin))

@@ -8,7 +8,9 @@ from importlib.resources import files
 import pytest
 
 from les_md.electrostatics import LongRangeParameters
+from les_md.training.bond_guard import BondGuard
 from les_md.training.configuration import (
+    BondGuardSection,
     ConfigurationError,
     DataSection,
     ModelSection,
@@ -30,6 +32,7 @@ model:
 training:
   epochs: 20
 """
+GUARD = "centre: O, ligand: H, bonded: 1.3, stretched: [1.1, 1.4]"
 STRESS = "  stress_key: stress\n  stress_unit: GPa\n  stress_sign: tension\n"
 
 
@@ -55,11 +58,27 @@ def test_template_shows_every_key_and_its_default():
         if ":" in bare and " " not in name:
             lines.append(("  " if line.startswith(("  ", "#   ")) else "") + bare)
     text = "\n".join(lines)
-    for section in (TrainingConfiguration, DataSection, ModelSection, TrainingSection, LongRangeParameters):
+    for section in (
+        TrainingConfiguration,
+        DataSection,
+        ModelSection,
+        TrainingSection,
+        BondGuardSection,
+        LongRangeParameters,
+    ):
         for each in dataclasses.fields(section):
             assert f"{each.name}:" in text, each.name
     # What cannot stand together is taken out: schedules have options of their own.
-    for name in ("test", "group_key", "stress_key", "stress_unit", "stress_sign", "message_normalisation", "elements"):
+    for name in (
+        "bond_guards",
+        "test",
+        "group_key",
+        "stress_key",
+        "stress_unit",
+        "stress_sign",
+        "message_normalisation",
+        "elements",
+    ):
         text = "\n".join(line for line in text.splitlines() if not line.strip().startswith(f"{name}:"))
     text = "\n".join(line for line in text.splitlines() if "plateau_" not in line and "final_learning" not in line)
     got = flatten(parse_configuration(text, "template.yaml").to_dict())
@@ -79,6 +98,16 @@ def test_numbers_and_text_that_yaml_takes_for_something_else():
     assert configuration.training.weights(10).energy == 100.0
     assert configuration.model.elements == ("No", "Y")
     assert configuration.model.cutoff == 4.0 and isinstance(configuration.model.cutoff, float)
+
+
+def test_bond_guards():
+    line = next(each for each in TEMPLATE.splitlines() if "bond_guards: [" in each).replace("# ", "")
+    (section,) = parse_configuration(changed("  epochs: 20", f"  epochs: 20\n{line}"), "c.yaml").training.bond_guards
+    # The template shows the defaults, here and in the guard of the bundled water model.
+    assert section == BondGuardSection("O", "H", 1.25, (1.08, 1.45))
+    assert section.guard((1, 8)) == BondGuard(centre=1, ligand=0)
+    with pytest.raises(ConfigurationError, match=r"training.bond_guards: O is not an element of the model"):
+        section.guard((1, 6))
 
 
 def test_files_may_be_one_or_several():
@@ -160,6 +189,19 @@ def test_files_may_be_one_or_several():
         (changed("20", "20\n  energy_weight: {2: 1}"), r"counted from 1, which must occur"),
         (changed("20", "20\n  energy_weight: {a: 1}"), r"the keys of 'training.energy_weight' must be an integer"),
         (changed("20", "20\n  energy_weight: {1: 1, 30: 2}"), r"epoch 30 is beyond the last, 20"),
+        (changed("20", "20\n  bond_guards: [O]"), r"'training.bond_guards\[0\]' must be a mapping, got 'O'"),
+        (changed("20", "20\n  bond_guards: O"), r"'training.bond_guards' must be a list, each a mapping, got 'O'"),
+        (changed("20", "20\n  bond_guards: [{centre: O}]"), r"'training.bond_guards\[0\].ligand' is missing"),
+        (changed("20", f"20\n  bond_guards: [{{{GUARD}, evry: 1}}]"), r"bond_guards\[0\].evry'; did you mean 'every'"),
+        (changed("20", f"20\n  bond_guards: [{{{GUARD}, every: 0}}]"), r"every must be greater than 0"),
+        (changed("20", f"20\n  bond_guards: [{{{GUARD}, fraction: 2}}]"), r"fraction must be at most 1"),
+        (changed("20", f"20\n  bond_guards: [{{{GUARD}, from_epoch: 21}}]"), r"epoch 21 is beyond the last, 20"),
+        (
+            changed("20", f"20\n  bond_guards: [{{{GUARD.replace('1.1, ', '')}}}]"),
+            r"stretched must be two lengths in Å, the shorter one first",
+        ),
+        (changed("20", f"20\n  bond_guards: [{{{GUARD.replace('O', 'Oo')}}}]"), r"centre: 'Oo' is not an element"),
+        (changed("20", f"20\n  bond_guards: [{{{GUARD}}}]") + "device: cuda\n", r"bond_guards need device: cpu"),
         (changed("20", "20\n  energy_weight: 0\n  forces_weight: 0"), r"all weights of the loss are 0"),
     ],
 )

@@ -30,6 +30,7 @@ from les_md.training.fit import EnergyModel
 from les_md.training.trainer import TrainingError
 from les_md.training.training_run import prepare, train
 from tests.training.ionic_crystals import crystal, write_crystals
+from tests.training.test_fit import molecules
 
 SETTINGS = {
     "output": "out",
@@ -208,6 +209,43 @@ def test_killed_run_goes_on_exactly(folder):
     killed = run(folder, values, resume=True)
     whole = run(folder, values | {"output": "whole"})
     assert same(weights(killed), weights(whole))
+
+
+def test_guards_of_bonds(tmp_path):
+    """They begin at their epoch, weights from before are not kept, and an interrupted run goes on exactly."""
+    ase.io.write(tmp_path / "data.xyz", [molecules(seed) for seed in range(8)])
+    guard = {"centre": "O", "ligand": "H", "bonded": 1.25, "stretched": [1.08, 1.45], "from_epoch": 5, "every": 1}
+    guard |= {"fraction": 0.5, "weight": 0.3}
+    training = {"epochs": 16, "warmup_steps": 4, "average": 0.9, "gradient_limit": 1.0}
+    values = settings(training=training) | {"data": {"train": "data.xyz", "validation": 0.25}, "output": "unguarded"}
+    unguarded = run(tmp_path, values)
+    values["training"] |= {"patience": 20, "bond_guards": [guard]}
+    values["output"] = "whole"
+    whole = run(tmp_path, values)
+    history = json.loads(whole.history_json.read_text())
+    shortfalls = [line["guard_shortfall"] for line in history]
+    assert shortfalls[:4] == [None] * 4 and shortfalls[-1] < 0.6 * shortfalls[4]
+    best = min(history[4:], key=lambda line: line["validation_loss"])["epoch"]
+    assert torch.load(whole.weights, weights_only=True)["training"]["best_epoch"] == best
+    preparation = prepare(read_configuration(whole.configuration), tmp_path)
+
+    def shortfall(output) -> float:
+        preparation.model.network.load_state_dict(weights(output))
+        generator = torch.Generator().manual_seed(1)
+        stretched = [preparation.guards[0].disturb(f, generator) for f in preparation.data.frames["train"]]
+        forces = [preparation.model(each.frame, differentiable=False)[1] for each in stretched]
+        return sum(float(s.shortfall(f, 2.5)) for s, f in zip(stretched, forces, strict=True))
+
+    assert shortfall(whole) < 0.5 * shortfall(unguarded)
+    values["output"] = "parts"
+    with pytest.raises(Stop):
+        run(tmp_path, values, after_epoch=stop_after(7))
+    assert same(weights(whole), weights(run(tmp_path, values, resume=True)))
+    # Stopping early waits for the guards.
+    values["training"] |= {"epochs": 8, "learning_rate": 1.0, "warmup_steps": 0, "patience": 1}
+    values["training"]["bond_guards"] = [guard | {"from_epoch": 7}]
+    values["output"] = "early"
+    assert len(json.loads(run(tmp_path, values).history_json.read_text())) >= 7
 
 
 def test_early_stopping(folder):
