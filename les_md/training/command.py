@@ -57,6 +57,7 @@ def _run(options: argparse.Namespace) -> None:
 
     from les_md.allocator import keep_freed_memory
     from les_md.training.configuration_file import read_configuration
+    from les_md.training.run_folder import RunFolder
     from les_md.training.training_data import describe
     from les_md.training.training_run import prepare, train
 
@@ -74,7 +75,8 @@ def _run(options: argparse.Namespace) -> None:
         steps = -(-len(preparation.data.frames["train"]) // configuration.training.batch_size)
         print(describe(preparation.data, configuration.model.cutoff))
         print(f"\n{parameters} parameters, {steps} steps an epoch, at most {configuration.training.epochs} epochs")
-        print("configuration and data are in order; nothing was trained or written")
+        RunFolder(path.parent / configuration.output).check(options.resume, options.overwrite)
+        print("configuration, data and output folder are in order; nothing was trained or written")
         return
     try:
         output = train(

@@ -64,6 +64,8 @@ class _Reader:
         fields = {each.name: each for each in dataclasses.fields(kind)}
         values = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self.error(key, "a key must be a word")
             name = key.value
             if name not in fields:
                 raise self.error(key, f"unknown key '{place}{name}'{self._nearest(name, fields)}")
@@ -81,7 +83,7 @@ class _Reader:
 
     @staticmethod
     def _nearest(name: str, fields: dict) -> str:
-        near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
         return f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(fields)}"
 
     def value(self, node: yaml.Node, annotation: object, place: str):

@@ -177,6 +177,6 @@ def _finish(
         report = export(
             output.weights, output.model, dtype=configuration.dtype, short_range=not configuration.model.charges
         )
-    except ExportError as error:
+    except (ExportError, RuntimeError) as error:
         raise TrainingError(f"the trained weights are in {output.weights}, but their export failed: {error}") from error
     write_text(output.card, model_card(configuration, preparation, trainer, deviations, report.metadata, record))

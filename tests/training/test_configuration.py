@@ -122,6 +122,8 @@ def test_files_may_be_one_or_several():
     [
         ("", "c.yaml is empty"),
         ("- a\n- b\n", "c.yaml, line 1: the file must be a mapping"),
+        ("[output, data]: 1\n", "c.yaml, line 1: a key must be a word"),
+        ("output: a\n---\noutput: b\n", "c.yaml, line 2: not YAML"),
         ("output: [a\n", "c.yaml, line 2: not YAML"),
         (changed("epochs", "epocs"), r"c.yaml, line 9: unknown key 'training.epocs'; did you mean 'epochs'\?"),
         (changed("cutoff: 4.5", "cutoff: 4.5\n  zzz: 1"), r"line 8: unknown key 'model.zzz'; known keys: cutoff, "),

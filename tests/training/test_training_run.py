@@ -278,7 +278,10 @@ def test_what_is_in_the_output_folder_is_not_lost(folder, capsys):
     assert "holds an unfinished run (checkpoint.pt): give --resume to go on" in capsys.readouterr().err
     assert command.main([path, "--resume"]) == 0
     assert command.main([path]) == 1
-    assert "holds a finished run: give --overwrite to replace it, --resume to write" in capsys.readouterr().err
+    refusal = "holds a finished run: give --overwrite to replace it, --resume to write"
+    assert refusal in capsys.readouterr().err
+    assert command.main([path, "--check"]) == 1
+    assert refusal in capsys.readouterr().err
     before = (folder / "out" / "model.pth").stat().st_mtime_ns
     assert command.main([path, "--overwrite"]) == 0
     assert (folder / "out" / "model.pth").stat().st_mtime_ns > before
