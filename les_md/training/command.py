@@ -53,8 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     import warnings
 
-    import torch
-
     from les_md.allocator import keep_freed_memory
     from les_md.training.configuration_file import read_configuration
     from les_md.training.run_folder import RunFolder
@@ -65,7 +63,6 @@ def _run(options: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support instance-level annotations")
     path = Path(options.configuration)
     configuration = read_configuration(path)
-    torch.set_num_threads(configuration.threads)
     keep_freed_memory()
     progress = Progress()
     if options.check:

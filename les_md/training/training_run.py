@@ -41,12 +41,13 @@ class Preparation:
 def prepare(
     configuration: TrainingConfiguration, folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> Preparation:
-    """Read the data and make the initial model; nothing is written.
+    """Read the data and make the initial model; nothing is written. Sets the number of threads of torch.
 
     Parameters: ``folder`` to which paths of the data are relative; ``progress`` as of ``read_training_data``.
 
     Raises what ``read_training_data`` raises, and ConfigurationError for a device that is not there.
     """
+    torch.set_num_threads(configuration.threads)
     device = _device(configuration.device)
     data = read_training_data(
         configuration.data, folder, configuration.model.cutoff, configuration.model.elements, progress
