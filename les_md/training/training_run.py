@@ -60,10 +60,11 @@ def prepare(
     torch.manual_seed(configuration.seed)
     network = CACENetwork(network_configuration).to(getattr(torch, configuration.dtype))
     standardise_inputs(network, frames[:: -(-len(frames) // STANDARDISE_ON)])
-    with torch.no_grad():
-        # What is left of the energies once those of the atoms are taken off: nothing if they are averages.
+    if isinstance(configuration.data.atomic_energies, dict):
+        # The network begins with the mean binding energy, which average energies leave out.
         binding = torch.stack([(f.energy - data.reference_energies[f.types].sum()) / len(f.types) for f in frames])
-        network.energy_readout.linear.bias += binding.mean()
+        with torch.no_grad():
+            network.energy_readout.linear.bias += binding.mean()
     model = EnergyModel(network, data.reference_energies, configuration.long_range_parameters())
     return Preparation(data, network_configuration, model.to(device), guards)
 
