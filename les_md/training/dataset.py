@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import ase.io
@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from les_md.neighbors import NeighborList
+from les_md.training.labels import FrameError, LabelKeys
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class Frame:
     cell : [3, 3], Å, rows are lattice vectors; zeros for an isolated system.
     energy : [], eV.
     forces : [N, 3], eV/Å.
+    stress : [3, 3], eV/Å³, positive under tension; None where it is not trained on or the system is isolated.
     """
 
     types: Tensor
@@ -32,6 +34,7 @@ class Frame:
     cell: Tensor
     energy: Tensor
     forces: Tensor
+    stress: Tensor | None = None
     # Not an argument, so that a changed copy (dataclasses.replace) starts without neighbours.
     _neighbours: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
@@ -49,6 +52,33 @@ class Frame:
         self._neighbours[cutoff] = torch.from_numpy(index), torch.from_numpy(offsets)
         return self._neighbours[cutoff]
 
+    def to(self, device: torch.device | str) -> Frame:
+        """The frame on another device, with the neighbour lists that it has; new ones are made on the CPU only."""
+        labels = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
+        moved = Frame(**{name: None if label is None else label.to(device) for name, label in labels.items()})
+        for cutoff, (index, offsets) in self._neighbours.items():
+            moved._neighbours[cutoff] = index.to(device), offsets.to(device)
+        return moved
+
+
+def read_structures(path: str | Path) -> list[ase.Atoms]:
+    """All structures of a file.
+
+    Raises
+    ------
+    FileNotFoundError : no such file.
+    ValueError : ASE cannot read it, or it holds none.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such data file: {path}")
+    try:
+        structures = ase.io.read(path, ":")
+    except Exception as error:  # each format of ASE has errors of its own
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not structures:
+        raise ValueError(f"{path} holds no frames")
+    return structures
+
 
 def read_frames(path: str | Path, atomic_numbers: tuple[int, ...]) -> list[Frame]:
     """All frames of an extended XYZ file (or any format of ASE) that carries energies in eV and forces in eV/Å.
@@ -61,39 +91,40 @@ def read_frames(path: str | Path, atomic_numbers: tuple[int, ...]) -> list[Frame
     ValueError : a frame lacks a label, holds a NaN or an infinity, an element that the model does not know, or
         is periodic along some directions only. The message names file and frame.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such data file: {path}")
-    structures = ase.io.read(path, ":")
-    if not structures:
-        raise ValueError(f"{path} holds no frames")
+    structures = read_structures(path)
     return [checked_frame(atoms, f"{path}, frame {i}", atomic_numbers) for i, atoms in enumerate(structures)]
 
 
-def checked_frame(atoms: ase.Atoms, where: str, atomic_numbers: tuple[int, ...]) -> Frame:
-    """A labelled structure as a frame; ``where`` names it in the errors, which are those of ``read_frames``."""
+def checked_frame(
+    atoms: ase.Atoms, where: str, atomic_numbers: tuple[int, ...], labels: LabelKeys | None = None
+) -> Frame:
+    """A labelled structure as a frame; ``where`` names it in the errors (FrameError), those of ``read_frames``.
+
+    Parameters: ``labels`` says where the labels are; None for energy and forces as ASE reads them.
+    """
+    labels = LabelKeys() if labels is None else labels
     unknown = sorted(set(atoms.numbers.tolist()) - set(atomic_numbers))
     if unknown:
         names = ", ".join(chemical_symbols[z] for z in unknown)
         known = ", ".join(chemical_symbols[z] for z in atomic_numbers)
-        raise ValueError(f"{where}: element {names} is not among the model's elements ({known})")
-    labels = atoms.calc.results if atoms.calc is not None else {}
-    for name in ("energy", "forces"):
-        if name not in labels:
-            raise ValueError(f"{where}: no label '{name}'; training needs energy (eV) and forces (eV/Å) in every frame")
-        if not np.isfinite(labels[name]).all():
-            raise ValueError(f"{where}: label '{name}' holds a value that is not a finite number")
+        raise FrameError(f"{where}: element {names} is not among the model's elements ({known})")
+    energy, forces = labels.find_energy(atoms, where), labels.find_forces(atoms, where)
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
-        raise ValueError(f"{where}: positions or cell hold a value that is not a finite number")
+        raise FrameError(f"{where}: positions or cell hold a value that is not a finite number")
     if atoms.pbc.any() and not atoms.pbc.all():
-        raise ValueError(f"{where}: periodic along some directions only; give a structure periodic along all or none")
+        raise FrameError(f"{where}: periodic along some directions only; give a structure periodic along all or none")
+    if atoms.pbc.any() and atoms.cell.rank < 3:
+        raise FrameError(f"{where}: periodic, but its cell has no volume")
+    stress = labels.find_stress(atoms, where) if labels.stress is not None and atoms.pbc.any() else None
     type_of = {z: i for i, z in enumerate(atomic_numbers)}
     cell = atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3))
     return Frame(
         types=torch.tensor([type_of[z] for z in atoms.numbers.tolist()], dtype=torch.int64),
         positions=torch.tensor(atoms.positions, dtype=torch.float64),
         cell=torch.tensor(cell, dtype=torch.float64),
-        energy=torch.tensor(float(labels["energy"]), dtype=torch.float64),
-        forces=torch.tensor(np.asarray(labels["forces"]), dtype=torch.float64),
+        energy=torch.tensor(energy, dtype=torch.float64),
+        forces=torch.tensor(forces, dtype=torch.float64),
+        stress=None if stress is None else torch.tensor(stress, dtype=torch.float64),
     )
 
 

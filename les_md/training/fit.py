@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,6 +83,19 @@ class Fit:
     seconds: float
 
 
+class Evaluation(NamedTuple):
+    """Results for several frames, one entry for each frame.
+
+    Attributes: ``energies`` [] eV and ``forces`` [N, 3] eV/Å, float64; ``charges`` [N, n_q] e; ``stresses`` [3, 3]
+    eV/Å³, positive under tension, None where it was not asked for or the frame is isolated.
+    """
+
+    energies: list[Tensor]
+    forces: list[Tensor]
+    charges: list[Tensor]
+    stresses: list[Tensor | None]
+
+
 class EnergyModel(torch.nn.Module):
     """Total energy of a structure: network, reference energies and long-range energy.
 
@@ -98,13 +112,11 @@ class EnergyModel(torch.nn.Module):
 
     def forward(self, frame: Frame, differentiable: bool) -> tuple[Tensor, Tensor]:
         """Energy [] eV and forces [N, 3] eV/Å, float64; ``differentiable`` in the weights, if asked for."""
-        energies, forces, _ = self.evaluate([frame], differentiable)
-        return energies[0], forces[0]
+        result = self.evaluate([frame], differentiable)
+        return result.energies[0], result.forces[0]
 
-    def evaluate(
-        self, frames: Sequence[Frame], differentiable: bool
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Energies, forces and charges [N, n_q] of several frames by one call of the network.
+    def evaluate(self, frames: Sequence[Frame], differentiable: bool, stress: bool = False) -> Evaluation:
+        """Energies, forces, charges and, if asked for, stresses of several frames by one call of the network.
 
         For small molecules this is much faster than one call each.
         """
@@ -114,19 +126,37 @@ class EnergyModel(torch.nn.Module):
         positions = torch.cat([frame.positions for frame in frames]).requires_grad_(True)
         graphs = [frame.neighbours(self.network.cutoff) for frame in frames]
         edge_index = torch.cat([index + first for (index, _), first in zip(graphs, first_atoms, strict=True)], dim=1)
-        vectors = positions[edge_index[1]] - positions[edge_index[0]] + torch.cat([offsets for _, offsets in graphs])
+        offsets = [lattice_offsets for _, lattice_offsets in graphs]
+        cells = [frame.cell for frame in frames]
+        moved, variables = positions, [positions]
+        if stress:
+            # r → r(1+ε), h → h(1+ε), with the symmetric part of ε since the energy does not change with a rotation.
+            strain = torch.zeros([len(frames), 3, 3], dtype=positions.dtype, device=positions.device)
+            strain.requires_grad_(True)
+            variables.append(strain)
+            symmetric = 0.5 * (strain + strain.transpose(1, 2))
+            moved = torch.cat([r + r @ e for r, e in zip(torch.split(positions, sizes), symmetric, strict=True)])
+            offsets = [offset + offset @ e for offset, e in zip(offsets, symmetric, strict=True)]
+            cells = [cell + cell @ e for cell, e in zip(cells, symmetric, strict=True)]
+        vectors = moved[edge_index[1]] - moved[edge_index[0]] + torch.cat(offsets)
         atomic, charges = self.network(vectors, edge_index, types)
         energies = [e.sum() for e in torch.split(atomic.double() + self.reference_energies[types], sizes)]
         if self.long_range is not None:
             result = self.long_range(
-                positions,
-                torch.stack([frame.cell for frame in frames]),
+                moved,
+                torch.stack(cells),
                 latent_charges=charges.double(),
                 batch=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor(sizes)),
             )
             energies = [short + long for short, long in zip(energies, result["E_lr"], strict=True)]
-        (gradient,) = torch.autograd.grad(sum(energies), positions, create_graph=differentiable)
-        return energies, list(torch.split(-gradient, sizes)), list(torch.split(charges, sizes))
+        gradient, *derivative = torch.autograd.grad(sum(energies), variables, create_graph=differentiable)
+        stresses: list[Tensor | None] = [None] * len(frames)
+        if stress:
+            stresses = [
+                d / torch.linalg.det(frame.cell).abs() if bool((frame.cell != 0.0).any()) else None
+                for d, frame in zip(derivative[0], frames, strict=True)
+            ]
+        return Evaluation(energies, list(torch.split(-gradient, sizes)), list(torch.split(charges, sizes)), stresses)
 
 
 @torch.no_grad()
@@ -169,7 +199,7 @@ def loss(
     Parameters: ``guesses`` of the charges [N] of each frame, needed only with a ``charge_restraint`` w_q.
     """
     frames = [frames] if isinstance(frames, Frame) else frames
-    energies, forces, charges = model.evaluate(frames, differentiable=True)
+    energies, forces, charges, _ = model.evaluate(frames, differentiable=True)
     total, of_forces = [], []
     for frame, energy, force in zip(frames, energies, forces, strict=True):
         force_loss = (force - frame.forces).square().mean()
@@ -180,6 +210,21 @@ def loss(
         differences = [q.sum(1).double() - guess for q, guess in zip(charges, guesses, strict=True)]
         total.extend(charge_restraint * difference.square().mean() for difference in differences)
     return sum(total) / len(frames), sum(of_forces) / len(frames)
+
+
+def guard_shortfalls(
+    model: EnergyModel, batch: Sequence[Frame], guards: Sequence[Guard], step: int, generator: torch.Generator
+) -> Iterator[tuple[Guard, Tensor]]:
+    """The guards whose turn it is in a step, each with its shortfall [] in (eV/Å)², differentiable in the weights."""
+    for turn, current in enumerate(guards):
+        # With every = 2 and three guards, each comes every sixth step.
+        if step % (current.every * len(guards)) == turn * current.every:
+            # A frame may have no contact to squeeze: the first one of the batch that has is taken.
+            tried = (current.disturb(frame, generator) for frame in batch)
+            disturbed = next((each for each in tried if each is not None), None)
+            if disturbed is not None:
+                _, forces = model(disturbed.frame, differentiable=True)
+                yield current, disturbed.shortfall(forces, current.least_force)
 
 
 def errors(model: EnergyModel, frames: list[Frame]) -> Errors:
@@ -315,15 +360,8 @@ def optimise(
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
             optimizer.zero_grad()
             value.backward()
-            for turn, current in enumerate(guards):
-                # With every = 2 and three guards, each comes every sixth step.
-                if step % (current.every * len(guards)) == turn * current.every:
-                    # A frame may have no contact to squeeze: the first one of the batch that has is taken.
-                    tried = (current.disturb(frame, generator) for frame in batch)
-                    disturbed = next((each for each in tried if each is not None), None)
-                    if disturbed is not None:
-                        _, forces = model(disturbed.frame, differentiable=True)
-                        (current.weight * disturbed.shortfall(forces, current.least_force)).backward()
+            for current, shortfall in guard_shortfalls(model, batch, guards, step, generator):
+                (current.weight * shortfall).backward()
             torch.nn.utils.clip_grad_norm_(parameters, schedule.gradient_limit)
             optimizer.step()
             force_loss += float(of_forces) * len(batch)

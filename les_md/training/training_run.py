@@ -1,0 +1,184 @@
+"""One training from configuration to exported model: ``les-train`` in Python."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from les_md.architectures.cace import native_checkpoint
+from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
+from les_md.exporting import ExportError, export
+from les_md.training.bond_guard import BondGuard
+from les_md.training.configuration import ConfigurationError, TrainingConfiguration
+from les_md.training.deviations import Deviations
+from les_md.training.fit import EnergyModel, standardise_inputs
+from les_md.training.history import write_figure, write_history
+from les_md.training.model_card import model_card
+from les_md.training.record import circumstances, write_checkpoint
+from les_md.training.run_folder import RunFolder, made_with, plain, write_text
+from les_md.training.trainer import Trainer, TrainingError
+from les_md.training.training_data import PARTS, TrainingData, average_neighbours, read_training_data
+
+#: Frames, spread over the training frames, on which the initial weights are scaled.
+STANDARDISE_ON = 20
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a training starts from: ``data``, ``network`` configuration, initial ``model``, and the ``guards``."""
+
+    data: TrainingData
+    network: CACEConfiguration
+    model: EnergyModel
+    guards: tuple[BondGuard, ...]
+
+
+def prepare(
+    configuration: TrainingConfiguration, folder: Path, progress: Callable[[int, int], None] | None = None
+) -> Preparation:
+    """Read the data and make the initial model; nothing is written. Sets the number of threads of torch.
+
+    Parameters: ``folder`` to which paths of the data are relative; ``progress`` as of ``read_training_data``.
+
+    Raises what ``read_training_data`` raises, and ConfigurationError for a device that is not there.
+    """
+    torch.set_num_threads(configuration.threads)
+    device = _device(configuration.device)
+    data = read_training_data(
+        configuration.data, folder, configuration.model.cutoff, configuration.model.elements, progress
+    )
+    network_configuration = configuration.model.network(
+        data.atomic_numbers, average_neighbours(data, configuration.model.cutoff)
+    )
+    guards = tuple(section.guard(data.atomic_numbers) for section in configuration.training.bond_guards)
+    frames = data.frames["train"]
+    torch.manual_seed(configuration.seed)
+    network = CACENetwork(network_configuration).to(getattr(torch, configuration.dtype))
+    standardise_inputs(network, frames[:: -(-len(frames) // STANDARDISE_ON)])
+    if isinstance(configuration.data.atomic_energies, dict):
+        # The network begins with the mean binding energy, which average energies leave out.
+        binding = torch.stack([(f.energy - data.reference_energies[f.types].sum()) / len(f.types) for f in frames])
+        with torch.no_grad():
+            network.energy_readout.linear.bias += binding.mean()
+    model = EnergyModel(network, data.reference_energies, configuration.long_range_parameters())
+    return Preparation(data, network_configuration, model.to(device), guards)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"device '{name}' cannot be used: {reason}") from error
+    return device
+
+
+def train(
+    configuration: TrainingConfiguration,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    started: Callable[[Preparation, Trainer], None] | None = None,
+    after_step: Callable[[], None] | None = None,
+    after_epoch: Callable[[Trainer], None] | None = None,
+    reading: Callable[[int, int], None] | None = None,
+) -> RunFolder:
+    """Train a model and write everything to the output folder.
+
+    Parameters
+    ----------
+    folder : to which the paths of the configuration are relative.
+    resume : go on from the checkpoint in the output folder, if there is one.
+    overwrite : remove the run that the output folder holds.
+    started, after_step, after_epoch, reading : called when training starts or goes on, after each step, after each
+        epoch (once its checkpoint is written), and while frames are read.
+
+    Raises
+    ------
+    ConfigurationError, FrameError, FileNotFoundError : configuration or data are wrong.
+    TrainingError : the output folder holds another run, the loss is not finite, or the trained model cannot be
+        exported.
+    """
+    if resume and overwrite:
+        raise TrainingError("--resume and --overwrite exclude each other")
+    output = RunFolder(folder / configuration.output)
+    output.check(resume, overwrite)
+    preparation = prepare(configuration, folder, reading)
+    output.open(overwrite)
+    data, device = preparation.data, torch.device(configuration.device)
+    training, validation = ([frame.to(device) for frame in data.frames[part]] for part in PARTS[:2])
+    trainer = Trainer(
+        preparation.model, training, validation, configuration.training, configuration.seed, preparation.guards
+    )
+    origin = made_with(configuration, data)
+    if output.checkpoint.is_file():
+        trainer.restore(output.read_state(origin))
+    output.write_start(configuration, data)
+    if started is not None:
+        started(preparation, trainer)
+    while not trainer.finished:
+        trainer.run_epoch(after_step)
+        output.write_state(trainer.state(), origin)
+        write_history(output, trainer.history)
+        if after_epoch is not None:
+            after_epoch(trainer)
+    _finish(configuration, preparation, trainer, output)
+    return output
+
+
+def measure(model: EnergyModel, data: TrainingData, stress: bool, batch_size: int) -> dict[str, Deviations]:
+    """Deviations of a model on each part of the data that has frames."""
+    device = model.reference_energies.device
+    measured = {}
+    for part, frames in data.frames.items():
+        if not frames:
+            continue
+        measured[part] = Deviations()
+        for first in range(0, len(frames), batch_size):
+            batch = [frame.to(device) for frame in frames[first : first + batch_size]]
+            measured[part].add(batch, model.evaluate(batch, differentiable=False, stress=stress))
+    return measured
+
+
+def _finish(
+    configuration: TrainingConfiguration, preparation: Preparation, trainer: Trainer, output: RunFolder
+) -> None:
+    """Write weights, exported model, history, figure and, last, the card."""
+    data, settings = preparation.data, configuration.training
+    network = copy.deepcopy(trainer.average.network)
+    network.load_state_dict(trainer.best.weights)
+    long_range = configuration.long_range_parameters()
+    model = EnergyModel(network, data.reference_energies, long_range).to(trainer.model.reference_energies.device)
+    deviations = measure(model, data, settings.trains_on_stress, settings.batch_size)
+    record = circumstances()
+    record["versions"]["les_md"] = importlib.metadata.version("les_md")
+    training = {
+        "configuration": plain(configuration.to_dict()),
+        "split": data.split(),
+        "best_epoch": trainer.best.epoch,
+        "epochs": trainer.epoch,
+        "seconds": round(trainer.seconds, 1),
+        "errors": {part: each.rmse() for part, each in deviations.items()},
+        "error_units": {"energy": "RMSE, meV/atom", "forces": "RMSE, meV/Å", "stress": "RMSE, meV/Å³"},
+        **record,
+    }
+    write_checkpoint(
+        output.weights,
+        native_checkpoint(network, preparation.network, data.reference_energies, long_range, training),
+    )
+    write_history(output, trainer.history)
+    write_figure(output, trainer.history, trainer.best.epoch)
+    try:
+        report = export(
+            output.weights, output.model, dtype=configuration.dtype, short_range=not configuration.model.charges
+        )
+    except (ExportError, RuntimeError) as error:
+        raise TrainingError(f"the trained weights are in {output.weights}, but their export failed: {error}") from error
+    write_text(output.card, model_card(configuration, preparation, trainer, deviations, report.metadata, record))
