@@ -146,7 +146,7 @@ class EnergyModel(torch.nn.Module):
                 moved,
                 torch.stack(cells),
                 latent_charges=charges.double(),
-                batch=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor(sizes)),
+                batch=torch.repeat_interleave(torch.tensor(sizes)).to(moved.device),
             )
             energies = [short + long for short, long in zip(energies, result["E_lr"], strict=True)]
         gradient, *derivative = torch.autograd.grad(sum(energies), variables, create_graph=differentiable)
