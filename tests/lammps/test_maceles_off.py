@@ -8,7 +8,6 @@ import ase
 import numpy as np
 import pytest
 from conftest import lmp, random_atoms
-from test_ranks import Case, commands_of, deviations, read
 
 pytest.importorskip("mace", reason="mace-torch is not installed")
 pytest.importorskip("openmm", reason="OpenMM is not installed")
@@ -18,6 +17,7 @@ from e3nn import o3
 
 from les_md import LESCalculator, LESForce, export
 from tests.architectures import test_mace
+from tests.lammps.evaluations import Case, commands_of, deviations, read
 
 TOLERANCE = 1e-9
 ATOMIC_ENERGIES = {
