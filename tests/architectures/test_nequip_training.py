@@ -83,7 +83,12 @@ training_module:
 
 @pytest.fixture(scope="module", autouse=True)
 def nequip_state():
+    """Data are in the default type: nequip makes it float64 once a process, and other tests set it back."""
     set_global_state()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def water(seed: int, periodic: bool = True) -> ase.Atoms:
