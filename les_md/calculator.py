@@ -31,7 +31,7 @@ class LESCalculator(Calculator):
     electric_field : [3] V/Å, a uniform field that acts through Born effective charges, F = Z*ᵀ E; None for none. An
         isolated system has the energy −P·E, which is part of ``energy``, ``energies`` and ``stress``. With a periodic
         axis there is none: ``forces`` alone contain the field, so that optimisers that look at energies, and pressure
-        control, do not fit.
+        control, do not fit. On the unit of latent charges, √ε_∞, see docs/pair_mliap_les.md, Electric field.
     sum_rule : take the mean force of the field off every atom of a periodic system.
 
     Results (ASE units: eV, Å, elementary charges)

@@ -46,6 +46,8 @@ def test_run(tmp_path):
     assert up["moment"]["value"] - down["moment"]["value"] > 5.0
     assert up["orientation"]["value"] - down["orientation"]["value"] > 0.1
     assert down["susceptibility"]["value"] > 0.0
+    assert min(row["susceptibility"]["error"] for row in (down, up)) > 0.0
+    assert min(row["orientation_per_field"]["error"] for row in (down, up)) > 0.0
     assert results["slope"]["value"] > 0.0
     assert (tmp_path / "field.png").stat().st_size > 20_000
 

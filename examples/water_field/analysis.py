@@ -126,7 +126,8 @@ def plot(responses: list[Response], slope: Mean, zero: Mean, fluctuations: float
     axes[0].set(xlabel="time / ps", ylabel="$M_z(t) - M_z(0)$ / e Å")
     axes[0].legend()
     axes[1].set(xlabel="time / ps", ylabel="mean cosine of the molecules' axes to the field")
-    line = np.array([0.0, max(r.field for r in responses)])
+    fields = [r.field for r in responses]
+    line = np.array([min(fields), max(fields)])
     axes[2].plot(line, zero.value + EPSILON_0 * slope.value * line, "k-", label="straight line")
     axes[2].plot(
         line, zero.value + EPSILON_0 * fluctuations * line, "k--", label="slope from fluctuations without field"
@@ -186,7 +187,7 @@ def summarise(folder: Path, fields: list[float], settle: float, electronic: floa
 
 
 def _difference(one: Mean, other: Mean, divisor: float) -> Mean:
-    return Mean((one.value - other.value) / divisor, float(np.hypot(one.error, other.error)) / divisor)
+    return Mean((one.value - other.value) / divisor, float(np.hypot(one.error, other.error)) / abs(divisor))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -233,6 +233,33 @@ def test_lammps(model, make, boundary, models, python_force, tmp_path):
     np.testing.assert_allclose(written, KJ_PER_MOL * np.array([expected.short_range, expected.long_range]), rtol=1e-8)
 
 
+def test_reporter_in_a_run_in_a_field(models, python_force):
+    """The parts of the energy are those without the field, whatever the field is when a report is written."""
+    atoms = cubic_water()
+    force = python_force(models["two layers"], atoms, electric_field=VOLT_PER_NANOMETER * FIELD)
+    simulation = openmm.app.Simulation(
+        topology_of(atoms),
+        make_system(atoms, force),
+        openmm.VerletIntegrator(0.0002),
+        openmm.Platform.getPlatformByName("Reference"),
+    )
+    simulation.context.setPositions(atoms.positions / NANOMETER)
+    table = io.StringIO()
+    simulation.reporters.append(LESReporter(table, 2, force, current=True))
+    expected = []
+    for scale in (1.0, -0.5):
+        simulation.context.setParameter(PARAMETERS[2], scale * VOLT_PER_NANOMETER)
+        simulation.step(2)
+        moved = atoms.copy()
+        moved.positions = NANOMETER * positions_of(simulation.context)
+        results = calculator_of(models["two layers"])
+        results.calculate(moved, ["energy"])
+        expected.append([results.results["short_range_energy"], results.results["long_range_energy"]])
+    _heading, *rows = csv.reader(io.StringIO(table.getvalue()))
+    written = np.array([row[2:4] for row in rows], dtype=float)
+    np.testing.assert_allclose(written, KJ_PER_MOL * np.array(expected), rtol=1e-8)
+
+
 def test_xml(models, python_force):
     """A copy from XML has the field and its parameters."""
     atoms = cubic_water()
