@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> None:
         preparation = prepare(configuration, path.parent, progress.reading)
         progress.close()
         parameters = sum(parameter.numel() for parameter in preparation.model.parameters())
-        steps = -(-len(preparation.data.frames["train"]) // configuration.training.batch_size)
+        steps = -(-len(preparation.data.epoch()) // configuration.training.batch_size)
         print(describe(preparation.data, configuration.model.cutoff))
         print(f"\n{parameters} parameters, {steps} steps an epoch, at most {configuration.training.epochs} epochs")
         RunFolder(path.parent / configuration.output).check(options.resume, options.overwrite)
@@ -117,7 +117,7 @@ class Progress:
         if trainer.epoch:
             print(f"going on after epoch {trainer.epoch}", flush=True)
         steps = trainer.settings.epochs * trainer.steps_per_epoch
-        self._open(steps, "step", "training", trainer.step)
+        self._open(steps, "step", "training", trainer.epoch * trainer.steps_per_epoch)
 
     def after_step(self) -> None:
         """A step was made."""
