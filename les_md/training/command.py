@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``les-train CONFIG.yaml``: train a native CACE-LES model and export it."""
+    """``les-train CONFIG.yaml``: train a native model and export it."""
     parser = argparse.ArgumentParser(
         prog="les-train",
-        description="Train a native CACE-LES model on energies, forces and stresses, and export it for LAMMPS, OpenMM "
-        "and ASE.",
+        description="Train a native CACE-LES or CHGNet-LES model on energies, forces and stresses, and export it for "
+        "LAMMPS, OpenMM and ASE.",
     )
     parser.add_argument("configuration", nargs="?", metavar="CONFIG.yaml", help="what to train on, and how")
     parser.add_argument("--template", action="store_true", help="print a configuration with comments, and stop")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from les_md.architectures.cace_network import CACEConfiguration
 from les_md.electrostatics.parameters import LongRangeParameters
+from les_md.training.chgnet_section import CHGNetSection
 from les_md.training.configuration_checks import ConfigurationError
 from les_md.training.configuration_checks import known_elements as _known_elements
 from les_md.training.configuration_checks import positive as _positive
@@ -95,7 +96,7 @@ class DataSection:
 
 @dataclass(frozen=True)
 class ModelSection:
-    """Sizes of the network, as of ``CACEConfiguration``.
+    """Sizes of a CACE, as of ``CACEConfiguration``; those of a CHGNet are in ``CHGNetSection``.
 
     Attributes: ``elements``, None for those of the data; ``message_normalisation``, None for 1/√(average number of
     neighbours); ``charges``, whether the model is a long-range one, and the number of ``charge_channels`` (None: one);
@@ -117,8 +118,11 @@ class ModelSection:
     charge_channels: int | None = None
     charge_scale: float = 0.1
     zbl: bool = True
+    architecture: str = "cace"
 
     def __post_init__(self) -> None:
+        if self.architecture != "cace":
+            raise ConfigurationError(f"these are the sizes of architecture cace, not of '{self.architecture}'")
         _positive(self, "cutoff", "num_embedding", "num_bessel", "num_radial", "charge_scale")
         if self.elements is not None:
             _known_elements(self.elements, "elements")
@@ -345,7 +349,7 @@ class TrainingConfiguration:
 
     output: str
     data: DataSection
-    model: ModelSection
+    model: ModelSection | CHGNetSection
     training: TrainingSection
     long_range: LongRangeParameters | None = None
     seed: int = 0
@@ -367,6 +371,8 @@ class TrainingConfiguration:
             )
         if not self.model.charges and (self.training.guess_charges or self.training.restrains_charges):
             raise ConfigurationError("training.guess_charges and charge_restraint need model.charges: true")
+        if self.training.guess_charges and self.model.architecture != "cace":
+            raise ConfigurationError("training.guess_charges needs model.architecture: cace")
         if self.training.trains_on_stress and self.data.stress_key is None:
             raise ConfigurationError(
                 "training.stress_weight needs data.stress_key, data.stress_unit and data.stress_sign"

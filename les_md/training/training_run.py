@@ -10,15 +10,14 @@ from pathlib import Path
 
 import torch
 
-from les_md.architectures.cace import native_checkpoint
-from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.exporting import ExportError, export
 from les_md.training.charge_guess import bond_increment_charges, start_from_guess
 from les_md.training.configuration import ConfigurationError, TrainingConfiguration, TrainingSection
 from les_md.training.deviations import Deviations
-from les_md.training.fit import EnergyModel, Guard, standardise_inputs
+from les_md.training.fit import EnergyModel, Guard
 from les_md.training.history import write_figure, write_history
 from les_md.training.model_card import model_card
+from les_md.training.networks import NetworkConfiguration, checkpoint, initial_network, shift_energies
 from les_md.training.record import circumstances, write_checkpoint
 from les_md.training.run_folder import RunFolder, made_with, plain, write_text
 from les_md.training.trainer import Trainer, TrainingError
@@ -37,7 +36,7 @@ class Preparation:
     """
 
     data: TrainingData
-    network: CACEConfiguration
+    network: NetworkConfiguration
     model: EnergyModel
     guards: tuple[Guard, ...]
     guesses: list[torch.Tensor] | None
@@ -63,16 +62,14 @@ def prepare(
     frames = data.frames["train"]
     guards = _guards(configuration.training, data)
     torch.manual_seed(configuration.seed)
-    network = CACENetwork(network_configuration).to(getattr(torch, configuration.dtype))
     initial_frames = frames[:: -(-len(frames) // STANDARDISE_ON)]
-    standardise_inputs(network, initial_frames)
+    network = initial_network(network_configuration, initial_frames, getattr(torch, configuration.dtype))
     if configuration.training.guess_charges:
         start_from_guess(network, initial_frames, data.atomic_numbers)
     if isinstance(configuration.data.atomic_energies, dict):
         # The network begins with the mean binding energy, which average energies leave out.
         binding = torch.stack([(f.energy - data.reference_energies[f.types].sum()) / len(f.types) for f in frames])
-        with torch.no_grad():
-            network.energy_readout.linear.bias += binding.mean()
+        shift_energies(network, binding.mean())
     model = EnergyModel(network, data.reference_energies, configuration.long_range_parameters())
     guesses = None
     if configuration.training.restrains_charges:
@@ -197,7 +194,7 @@ def _finish(
     }
     write_checkpoint(
         output.weights,
-        native_checkpoint(network, preparation.network, data.reference_energies, long_range, training),
+        checkpoint(network, preparation.network, data.reference_energies, long_range, training),
     )
     write_history(output, trainer.history)
     write_figure(output, trainer.history, trainer.best.epoch)

@@ -7,8 +7,10 @@ from importlib.resources import files
 
 import pytest
 
+from les_md.architectures.chgnet_network import CHGNetConfiguration
 from les_md.electrostatics import LongRangeParameters
 from les_md.training.bond_guard import BondGuard
+from les_md.training.chgnet_section import CHGNetSection
 from les_md.training.configuration import (
     ConfigurationError,
     DataSection,
@@ -118,6 +120,18 @@ def test_bond_guards():
         section.guard((1, 6))
 
 
+def test_chgnet():
+    line = next(each for each in TEMPLATE.splitlines() if "A CHGNet instead" in each).split("instead: ")[1]
+    text = MINIMAL.replace("model:\n  cutoff: 4.5\n", f"{line}\n")
+    section = parse_configuration(text, "c.yaml").model
+    # The template shows the defaults, and every key but two that it explains for a CACE.
+    assert section == CHGNetSection(5.0)
+    shown = [each.name for each in dataclasses.fields(section) if f"{each.name}:" in line]
+    assert len(shown) == len(dataclasses.fields(section)) - 2
+    assert section.network((11, 17), 10.0) == CHGNetConfiguration((11, 17), 5.0)
+    assert parse_configuration(changed("cutoff", "architecture: cace\n  cutoff"), "c.yaml").model == ModelSection(4.5)
+
+
 def test_guards_of_clusters():
     lines = [
         each.replace("# ", "") for each in TEMPLATE.splitlines() if "contact_guard: {" in each or "d_guard: {" in each
@@ -172,6 +186,20 @@ def test_files_may_be_one_or_several():
         (changed("epochs: 20", "epochs:"), r"line 9: 'training.epochs' has no value"),
         (changed("epochs: 20", "epochs: 0"), r"line 9: training: epochs must be greater than 0, got 0"),
         (changed("4.5", "wide"), r"line 7: 'model.cutoff' must be a number, got 'wide'"),
+        (
+            changed("4.5", "4.5\n  architecture: mace"),
+            r"line 8: unknown 'model.architecture' 'mace'; known: cace",
+        ),
+        (changed("4.5", "4.5\n  architecture: chgnet\n  max_l: 3"), r"line 9: unknown key 'model.max_l'; did you mean"),
+        (
+            changed("4.5", "4.5\n  architecture: chgnet\n  three_body_cutoff: 5"),
+            r"three_body_cutoff must not be",
+        ),
+        (changed("4.5", "4.5\n  architecture: chgnet\n  atom_hidden: [0]"), r"atom_hidden: widths .* greater than 0"),
+        (
+            changed("4.5", "4.5\n  architecture: chgnet").replace("20", "20\n  guess_charges: true"),
+            r"guess_charges needs model.architecture: cace",
+        ),
         (changed("4.5", ".nan"), r"line 7: 'model.cutoff' must be a number, got '.nan'"),
         (changed("4.5", "4.5\n  charges: maybe"), r"line 8: 'model.charges' must be true or false, got 'maybe'"),
         (changed("4.5", "4.5\n  hidden: [a]"), r"line 8: 'model.hidden\[0\]' must be an integer, got 'a'"),

@@ -150,6 +150,32 @@ def test_float32_and_short_range_models(folder):
     )
 
 
+@pytest.mark.parametrize("charges", [True, False])
+def test_chgnet(folder, charges):
+    """Another architecture in the same loop: it learns, goes on exactly, and is what its exported file computes."""
+    values = settings(data={"atomic_energies": {"Na": -10.0, "Cl": -20.0}}, training={"epochs": 12}, output="whole")
+    values["model"] = {"architecture": "chgnet", "cutoff": 4.0, "num_blocks": 2, "max_n": 4, "max_f": 2}
+    values["model"] |= {f"{name}_width": 8 for name in ("atom", "bond", "angle")} | {"charges": charges}
+    values["model"] |= {f"{name}_hidden": [8] for name in ("atom", "bond", "readout", "charge")}
+    whole = run(folder, values)
+    history = json.loads(whole.history_json.read_text())
+    assert history[-1]["validation_loss"] < 0.5 * history[0]["validation_loss"]
+    with pytest.raises(Stop):
+        run(folder, values | {"output": "parts"}, after_epoch=stop_after(5))
+    assert same(weights(whole), weights(run(folder, values | {"output": "parts"}, resume=True)))
+    model = prepare(read_configuration(whole.configuration), folder).model
+    model.network.load_state_dict(weights(whole))
+    # The radial functions still vanish at the cutoff.
+    assert torch.equal(model.network.bond_expansion.frequencies, torch.pi * torch.arange(1, 5).double())
+    atoms = crystal(40)
+    atoms.calc = LESCalculator(whole.model, kspace="ewald")
+    assert atoms.calc.model.has_long_range == charges
+    energy, forces = model(checked_frame(crystal(40), "", (11, 17)), False)
+    assert atoms.get_potential_energy() == pytest.approx(float(energy.detach()), rel=1e-12)
+    assert np.allclose(atoms.get_forces(), forces.numpy(), rtol=1e-9, atol=1e-10)
+    assert "CHGNet in MatGL's layout (native), cutoff 4 Å, 2 blocks" in whole.card.read_text()
+
+
 def test_given_atomic_energies_leave_the_binding_to_the_network(folder):
     values = settings(data={"atomic_energies": {"Na": -10.0, "Cl": -20.0}})
     preparation = prepare(read_configuration(write(folder, values)), folder)
