@@ -33,6 +33,12 @@ def batch_loss(frames: list[Frame], result: Evaluation, weights: LossWeights) ->
     return sum(frame_loss(frame, e, f, s, weights) for frame, e, f, s in parts) / len(frames)
 
 
+def charge_deviation(charges: list[Tensor], guesses: list[Tensor]) -> Tensor:
+    """Mean over frames of mean((q − guess)²), [], e²; ``charges`` [N, n_q] (their sum counts), ``guesses`` [N]."""
+    parts = zip(charges, guesses, strict=True)
+    return sum((q.sum(1).double() - guess).square().mean() for q, guess in parts) / len(guesses)
+
+
 @dataclass
 class _Sums:
     squares: float = 0.0

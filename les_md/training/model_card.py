@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 
 from les_md.training.configuration import TrainingConfiguration
 from les_md.training.deviations import Deviations
+from les_md.training.networks import description
 from les_md.training.run_folder import plain
 from les_md.training.training_data import describe
 
@@ -71,7 +72,7 @@ def _summary(
     metadata: dict,
     symbols: list[str],
 ) -> list[str]:
-    network, long_range = preparation.network, metadata["long_range"]
+    long_range = metadata["long_range"]
     parameters = sum(parameter.numel() for parameter in trainer.parameters)
     if long_range is None:
         charges = "none: a short-range model"
@@ -85,9 +86,7 @@ def _summary(
     return [
         "| | |",
         "| --- | --- |",
-        f"| architecture | CACE (native), cutoff {network.cutoff:g} Å, {network.num_message_passing} message-passing "
-        f"layers, max_l {network.max_l}, max_nu {network.max_nu}, {parameters} parameters; "
-        f"{'with' if network.repulsion else 'without'} ZBL core repulsion |",
+        f"| architecture | {description(preparation.network, parameters)} |",
         f"| long range | {charges} |",
         f"| elements | {', '.join(symbols)} |",
         f"| arithmetic | {configuration.dtype} |",
