@@ -13,7 +13,8 @@ import torch
 from les_md.exporting import ExportError, export
 from les_md.training.charge_guess import bond_increment_charges, start_from_guess
 from les_md.training.configuration import ConfigurationError, TrainingConfiguration, TrainingSection
-from les_md.training.deviations import Deviations
+from les_md.training.dataset import Frame
+from les_md.training.deviations import Deviations, deviations_of, together
 from les_md.training.fit import EnergyModel, Guard
 from les_md.training.history import write_figure, write_history
 from les_md.training.model_card import model_card
@@ -156,17 +157,18 @@ def train(
     return output
 
 
-def measure(model: EnergyModel, data: TrainingData, stress: bool, batch_size: int) -> dict[str, Deviations]:
-    """Deviations of a model on each part of the data that has frames."""
-    device = model.reference_energies.device
-    measured = {}
+def measure(model: EnergyModel, data: TrainingData, settings: TrainingSection) -> dict[str, dict[str, Deviations]]:
+    """Deviations of a model on each part of the data that has frames, by file."""
+    measured: dict[str, dict[str, Deviations]] = {}
     for part, frames in data.frames.items():
-        if not frames:
-            continue
-        measured[part] = Deviations()
-        for first in range(0, len(frames), batch_size):
-            batch = [frame.to(device) for frame in frames[first : first + batch_size]]
-            measured[part].add(batch, model.evaluate(batch, differentiable=False, stress=stress))
+        by_file: dict[str, list[Frame]] = {}
+        for frame, source in zip(frames, data.sources[part], strict=True):
+            by_file.setdefault(source.file, []).append(frame)
+        if by_file:
+            measured[part] = {
+                file: deviations_of(model, each, settings.batch_size, settings.trains_on_stress)
+                for file, each in by_file.items()
+            }
     return measured
 
 
@@ -179,7 +181,8 @@ def _finish(
     network.load_state_dict(trainer.best.weights)
     long_range = configuration.long_range_parameters()
     model = EnergyModel(network, data.reference_energies, long_range).to(trainer.model.reference_energies.device)
-    deviations = measure(model, data, settings.trains_on_stress, settings.batch_size)
+    by_file = measure(model, data, settings)
+    deviations = {part: together(each.values()) for part, each in by_file.items()}
     record = circumstances()
     record["versions"]["les_md"] = importlib.metadata.version("les_md")
     training = {
@@ -189,6 +192,9 @@ def _finish(
         "epochs": trainer.epoch,
         "seconds": round(trainer.seconds, 1),
         "errors": {part: each.rmse() for part, each in deviations.items()},
+        "errors_by_file": {
+            part: {file: each.rmse() for file, each in files.items()} for part, files in by_file.items()
+        },
         "error_units": {"energy": "RMSE, meV/atom", "forces": "RMSE, meV/Å", "stress": "RMSE, meV/Å³"},
         **record,
     }
@@ -204,4 +210,4 @@ def _finish(
         )
     except (ExportError, RuntimeError) as error:
         raise TrainingError(f"the trained weights are in {output.weights}, but their export failed: {error}") from error
-    write_text(output.card, model_card(configuration, preparation, trainer, deviations, report.metadata, record))
+    write_text(output.card, model_card(configuration, preparation, trainer, by_file, report.metadata, record))

@@ -26,7 +26,7 @@ from les_md.exporting import ExportError
 from les_md.training import command, training_run
 from les_md.training.configuration_file import parse_configuration, read_configuration
 from les_md.training.dataset import checked_frame
-from les_md.training.fit import EnergyModel, Schedule, fit
+from les_md.training.fit import EnergyModel
 from les_md.training.trainer import TrainingError
 from les_md.training.training_run import prepare, train
 from tests.training.ionic_crystals import crystal, write_crystals
@@ -186,28 +186,6 @@ def test_given_atomic_energies_leave_the_binding_to_the_network(folder):
         count = len(frame.types)
         binding = float(frame.energy - model.reference_energies[frame.types].sum()) / count
         assert abs(float(model(frame, False)[0].detach() - frame.energy)) / count < 0.5 * abs(binding)
-
-
-def test_it_trains_as_the_scripts_of_the_bundled_models_do(folder):
-    """Three epochs give the weights that ``fit.fit`` gives, which has a loop of its own."""
-    values = settings(dtype="float32", training={"epochs": 3, "energy_weight": 0.5})
-    got = weights(run(folder, values))
-    configuration = read_configuration(folder / "config.yaml")
-    preparation = prepare(configuration, folder)
-    frames = preparation.data.frames
-    schedule = Schedule(epochs=3, warmup_steps=4, average=0.9, energy_weight=0.5, validate_every=1)
-    expected = fit(
-        preparation.network,
-        configuration.long_range_parameters(),
-        frames["train"],
-        frames["validation"],
-        schedule,
-        frames_per_step=2,
-        standardise_on=training_run.STANDARDISE_ON,
-    )
-    assert expected.best_epoch == 3
-    for name, value in expected.network.state_dict().items():
-        assert torch.allclose(got[name], value, rtol=1e-5, atol=1e-6), name
 
 
 def test_same_seed_same_weights(folder):
