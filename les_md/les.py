@@ -27,8 +27,6 @@ from les_md.electrostatics.batched_response import batched_born_effective_charge
 from les_md.electrostatics.isolated import gaussian_self_potential
 from les_md.electrostatics.latent_inputs import (
     field_of_configurations,
-    fixed_charge_table,
-    fixed_charges_of,
     quadrupoles_of_channels,
     scalars_of_channels,
     vectors_of_channels,
@@ -41,6 +39,7 @@ from les_md.electrostatics.padded_groups import (
     self_interaction_sign,
 )
 from les_md.electrostatics.parameters import NORM_FACTOR_2026, LongRangeParameters
+from les_md.fixed_charges import FixedAtomicCharges
 
 
 class Les(torch.nn.Module):
@@ -116,9 +115,15 @@ class Les(torch.nn.Module):
             )
         if use_fixed_atomic_charges != (fixed_atomic_charges is not None):
             raise ValueError("fixed charges need both use_fixed_atomic_charges=True and fixed_atomic_charges")
-        self.use_fixed_atomic_charges: bool = bool(use_fixed_atomic_charges)
-        table = fixed_charge_table(fixed_atomic_charges or {}, fixed_atomic_charges_scaling_factor)
-        self.register_buffer("fixed_charge_table", table, persistent=False)
+        self.fixed_charges: FixedAtomicCharges | None = None
+        if fixed_atomic_charges is not None:
+            self.fixed_charges = FixedAtomicCharges(fixed_atomic_charges, fixed_atomic_charges_scaling_factor)
+
+    def __setstate__(self, state: dict) -> None:
+        """Modules pickled before there were fixed charges have none."""
+        if "fixed_charges" not in state and "fixed_charges" not in state["_modules"]:
+            state = {**state, "fixed_charges": None}
+        super().__setstate__(state)
 
     def forward(
         self,
@@ -186,11 +191,11 @@ class Les(torch.nn.Module):
                 raise ValueError("give latent_charges, or desc to a module with a charge head (use_atomwise=True)")
             latent_charges = self._charges_of(desc)
         charges = latent_charges[:, None] if latent_charges.dim() == 1 else latent_charges
-        if self.use_fixed_atomic_charges:
+        if self.fixed_charges is not None:
             if atomic_numbers is None:
                 raise ValueError("a module with use_fixed_atomic_charges=True needs atomic_numbers")
             if charges.dim() == 2 and charges.size(0) == positions.size(0):  # (others are refused below)
-                charges = charges + fixed_charges_of(atomic_numbers, self.fixed_charge_table, charges)
+                charges = self.fixed_charges(charges, atomic_numbers)
                 latent_charges = charges.reshape(latent_charges.shape)
         if cell.dim() == 2:
             cell = cell[None]

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 import torch
-from ase.data import atomic_numbers as number_of
 from torch import Tensor
 
+from les_md.electrostatics.latent_layout import QUADRUPOLE_COMPONENTS, LatentLayout
 from les_md.electrostatics.smeared_multipoles import traceless_symmetric
+
+
+def les_inputs(latent: Tensor, layout: LatentLayout) -> dict[str, Tensor]:
+    """Arguments of ``les_md.Les`` from the columns [N, ``layout.num_columns``] that a network returns.
+
+    Raises ValueError if the number of columns is another.
+    """
+    if latent.dim() != 2 or latent.size(1) != layout.num_columns:
+        raise ValueError(f"latent variables must be [N, {layout.num_columns}], not {list(latent.shape)}")
+    n_q = layout.num_charges
+    widths = {
+        "latent_charges": n_q,
+        "latent_dipoles": 3 * n_q * layout.dipoles,
+        "latent_quadrupoles": 6 * n_q * layout.quadrupoles,
+        "latent_kappas": n_q * layout.kappas,
+        "latent_alphas": n_q * layout.alphas,
+    }
+    parts = dict(zip(widths, torch.split(latent, list(widths.values()), dim=1), strict=True))
+    inputs = {name: part for name, part in parts.items() if name == "latent_charges" or widths[name] > 0}
+    if layout.dipoles:
+        inputs["latent_dipoles"] = parts["latent_dipoles"].unflatten(1, (n_q, 3))
+    if layout.quadrupoles:
+        column = {pair: i for i, pair in enumerate(QUADRUPOLE_COMPONENTS)}
+        order = [column[min(a, b), max(a, b)] for a in range(3) for b in range(3)]
+        six = parts["latent_quadrupoles"].unflatten(1, (n_q, 6))
+        inputs["latent_quadrupoles"] = six[:, :, order].unflatten(2, (3, 3))
+    return inputs
 
 
 def vectors_of_channels(dipoles: Tensor, charges: Tensor) -> Tensor:
@@ -64,43 +88,3 @@ def field_of_configurations(field: Tensor, num_configurations: int, charges: Ten
     if field.dtype != charges.dtype:
         raise ValueError(f"external_field ({field.dtype}) must have the type of the charges ({charges.dtype})")
     return field.expand(num_configurations, 3)
-
-
-def fixed_charge_table(charges: Mapping[int | str, float], scaling_factor: float) -> Tensor:
-    """Charge [119] of each atomic number, e; NaN where none is given.
-
-    Parameters: ``charges`` by atomic number or symbol; ``scaling_factor``, all are multiplied by this.
-
-    Raises
-    ------
-    ValueError : an unknown element, one named twice, or a charge that is not a finite number.
-    """
-    if not math.isfinite(scaling_factor):
-        raise ValueError(f"fixed_atomic_charges_scaling_factor must be a finite number, got {scaling_factor!r}")
-    table = torch.full((119,), math.nan, dtype=torch.float64)
-    for element, charge in charges.items():
-        number = number_of.get(element, 0) if isinstance(element, str) else int(element)
-        if not 1 <= number <= 118:
-            raise ValueError(f"fixed_atomic_charges: {element!r} is not an element")
-        if not math.isnan(float(table[number])):
-            raise ValueError(f"fixed_atomic_charges: {element!r} is given twice")
-        if isinstance(charge, bool) or not isinstance(charge, (int, float)) or not math.isfinite(charge):
-            raise ValueError(f"fixed_atomic_charges: the charge of {element!r} must be a finite number, got {charge!r}")
-        table[number] = scaling_factor * float(charge)
-    return table
-
-
-def fixed_charges_of(atomic_numbers: Tensor, table: Tensor, charges: Tensor) -> Tensor:
-    """Fixed charges [N, 1] of atoms, from ``fixed_charge_table``; ``charges`` [N, n_q] say type and number."""
-    if atomic_numbers.dim() != 1 or atomic_numbers.size(0) != charges.size(0):
-        raise ValueError(f"atomic_numbers must be [{charges.size(0)}], not {list(atomic_numbers.shape)}")
-    if charges.size(1) != 1:
-        raise ValueError(f"fixed atomic charges need one charge channel, not {charges.size(1)}")
-    numbers = atomic_numbers.to(torch.int64)
-    if bool(((numbers < 1) | (numbers > 118)).any().item()):
-        raise ValueError("atomic_numbers must be between 1 and 118")
-    fixed = table.index_select(0, numbers)
-    if bool(torch.isnan(fixed).any().item()):
-        missing = numbers.index_select(0, torch.isnan(fixed).nonzero()[:, 0])
-        raise ValueError(f"fixed_atomic_charges holds no charge for atomic number {int(missing[0].item())}")
-    return fixed.to(charges.dtype)[:, None]

@@ -1,5 +1,7 @@
 """``les_md.Les`` with latent dipoles, quadrupoles, softness and polarisability, against plain sums and derivatives."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -388,6 +390,7 @@ def test_fixed_charges(scripted):
         use_fixed_atomic_charges=True, fixed_atomic_charges={"O": -2.0, 1: 1.0}, fixed_atomic_charges_scaling_factor=0.5
     )
     assert not les.state_dict()
+    les = pickle.loads(pickle.dumps(les))
     les = torch.jit.script(les) if scripted else les
     fixed = torch.where(numbers == 8, -1.0, 0.5).double()
     got = les(positions, cells, latent_charges=charges[:, 0], batch=batch, atomic_numbers=numbers)
@@ -403,6 +406,15 @@ def test_fixed_charges(scripted):
     ):
         with pytest.raises((ValueError, torch.jit.Error), match=message):
             les(positions, cells, batch=batch, **arguments)
+
+
+def test_modules_pickled_before_there_were_fixed_charges():
+    old = Les(sigma=0.8)
+    del old.fixed_charges
+    loaded = pickle.loads(pickle.dumps(old))
+    positions, cells, charges, batch, _ = system()
+    want = Les(sigma=0.8)(positions, cells, latent_charges=charges, batch=batch)["E_lr"]
+    torch.testing.assert_close(loaded(positions, cells, latent_charges=charges, batch=batch)["E_lr"], want)
 
 
 @pytest.mark.parametrize(
