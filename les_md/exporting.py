@@ -100,6 +100,10 @@ def export(
     model = architecture.load(contents, options=options)
     if cutoff is not None and model.cutoff != cutoff:
         raise ValueError(f"the checkpoint stores its cutoff, {model.cutoff:g} Å: --cutoff does not apply")
+    if model.latent.num_columns != model.num_charges:
+        raise ExportError(
+            "this model has latent dipoles, quadrupoles, kappas or alphas: exported files cannot do these yet"
+        )
     elements = [ase.data.chemical_symbols[z] for z in model.atomic_numbers]
     structures = check_structures(
         elements, model.long_range.dl if model.long_range else None, model.cutoff, model.inner_cutoff
@@ -125,6 +129,7 @@ def export(
         "receptive_field": model.num_layers * model.cutoff,
         "dtype": dtype,
         "n_q": model.num_charges,
+        "latent": model.latent.to_dict(),
         "long_range": None if model.long_range is None else {**model.long_range.to_dict(), "charge_sign": sign},
         "mean_charges": mean_charges,
         "source": {"name": source.name, "sha256": digest},

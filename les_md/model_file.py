@@ -15,6 +15,7 @@ import ase.data
 import numpy as np
 import torch
 
+from les_md.electrostatics.latent_layout import LatentLayout
 from les_md.potential import FORMAT_VERSION, READABLE_VERSIONS
 
 METADATA_NAME = "les_md.json"
@@ -34,6 +35,7 @@ class ExportedModel:
     metadata : what ``les-export`` recorded, as ``les-md info`` prints it.
     elements : chemical symbols in type order.  cutoff : Å.  num_layers : message-passing depth.
     has_long_range : False for a short-range model.  format_version : of the file's contract.
+    latent : the latent variables of every atom and their columns.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ExportedModel:
         self.num_layers = int(metadata["num_layers"])
         self.has_long_range: bool = metadata["long_range"] is not None
         self.format_version = int(metadata["format_version"])
+        self.latent = LatentLayout.from_metadata(metadata)
 
     def types_of(self, atomic_numbers: np.ndarray) -> np.ndarray:
         """Type index [N] int64 of each atomic number.

@@ -56,3 +56,15 @@ class LatentLayout:
     def to_dict(self) -> dict:
         """For the metadata of files."""
         return asdict(self)
+
+    @classmethod
+    def from_metadata(cls, metadata: dict) -> LatentLayout:
+        """Of an exported file; one without ``latent``, as older files are, has charges alone.
+
+        Raises ValueError if the file has latent variables that this version does not know.
+        """
+        fields = metadata.get("latent", {"num_charges": metadata.get("n_q", 0)})
+        unknown = set(fields) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"unknown latent variables in a model file: {', '.join(sorted(unknown))}; update les_md")
+        return cls(**fields)
