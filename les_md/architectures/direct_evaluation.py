@@ -15,6 +15,8 @@ import torch
 
 from les_md.architectures.registry import OriginalResult
 from les_md.electrostatics.latent_ewald import LatentEwald
+from les_md.electrostatics.latent_layout import LatentLayout
+from les_md.electrostatics.multipole_ewald import MultipoleEwald
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.neighbors import NeighborList
 
@@ -23,7 +25,7 @@ class DirectEvaluation:
     """Energy, forces and charges of a network in float64, differentiating the total energy over positions.
 
     Parameters: ``network`` as in ``TrainedModel``; ``atomic_numbers`` in type order; ``reference_energies`` [types] eV;
-    ``long_range`` parameters or None.
+    ``long_range`` parameters or None; ``latent`` layout of what the network returns, None for charges alone.
     """
 
     def __init__(
@@ -33,12 +35,16 @@ class DirectEvaluation:
         cutoff: float,
         reference_energies: torch.Tensor,
         long_range: LongRangeParameters | None,
+        latent: LatentLayout | None = None,
     ) -> None:
         self.network = copy.deepcopy(network).double().eval()
         self.types = {z: i for i, z in enumerate(atomic_numbers)}
         self.cutoff = cutoff
         self.reference_energies = reference_energies
         self.long_range = None if long_range is None else LatentEwald(long_range)
+        self.latent = latent
+        if long_range is not None and latent is not None and (latent.has_multipoles or latent.responds):
+            self.long_range = MultipoleEwald(long_range, latent)
 
     def __call__(self, atoms: ase.Atoms) -> OriginalResult:
         positions = torch.tensor(atoms.get_positions(), requires_grad=True)
@@ -59,4 +65,7 @@ class DirectEvaluation:
         forces = np.zeros((len(atoms), 3))
         if energy.requires_grad:
             forces = -torch.autograd.grad(energy, positions)[0].numpy()
-        return OriginalResult(float(energy.detach()), long_range_energy, forces, charges.detach().numpy())
+        charges = charges.detach().numpy()
+        if self.latent is not None:
+            charges = charges[:, : self.latent.num_charges]
+        return OriginalResult(float(energy.detach()), long_range_energy, forces, charges)
