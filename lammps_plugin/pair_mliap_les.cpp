@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include <mpi.h>
@@ -103,26 +104,34 @@ void PairMLIAPLES::compute(int eflag, int vflag)
 
 void PairMLIAPLES::evaluate(const les_md::ResponseRequest &request)
 {
-  std::string problem;
-  try {
-    model_->forward(graph_.graph(), request);
-  } catch (const std::exception &failure) {
-    problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
-  }
-  stop_if_any(problem);
-  if (model_->info().long_range) reduce_density();
+  double nearest = 0.0;
+  const auto attempt = [&](const std::function<std::string()> &part) {
+    std::string problem;
+    try {
+      problem = part();
+    } catch (const std::exception &failure) {
+      problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
+    }
+    stop_if_any(problem, nearest);
+  };
+  const auto makes_density = [&](void (les_md::LESModel::*part)(const les_md::Graph &, const les_md::ResponseRequest &)) {
+    attempt([&] {
+      (*model_.*part)(graph_.graph(), request);
+      return std::string();
+    });
+    if (model_->info().long_range) reduce_density();
+  };
+  makes_density(&les_md::LESModel::forward);
+  if (model_->info().responds) makes_density(&les_md::LESModel::induce);
   if (request.any()) {
     auto &sums = model_->response_sums();
     MPI_Allreduce(MPI_IN_PLACE, sums.data(), static_cast<int>(sums.size()), MPI_DOUBLE, MPI_SUM, world);
+    if (model_->info().responds) makes_density(&les_md::LESModel::respond);
   }
-  double nearest = 0.0;
-  try {
+  attempt([&] {
     model_->backward(graph_.graph(), result_, request);
-    problem = find_non_finite(nearest);
-  } catch (const std::exception &failure) {
-    problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
-  }
-  stop_if_any(problem, nearest);
+    return find_non_finite(nearest);
+  });
   ++calls_;
 }
 
@@ -357,8 +366,8 @@ void PairMLIAPLES::coeff(int narg, char **arg)
   update_current_fix();
   const int threads = threads_ > 0 ? threads_ : comm->nthreads;
   if (comm->me == 0)
-    utils::logmesg(lmp, "mliap/les: {} ({}, {}), types{}, cutoff {:g}, {}, device {}, {} thread{}\n", arg[2],
-                   info.architecture, info.dtype, mapping, info.cutoff,
+    utils::logmesg(lmp, "mliap/les: {} ({}, {}), types{}, cutoff {:g}{}, {}, device {}, {} thread{}\n", arg[2],
+                   info.architecture, info.dtype, mapping, info.cutoff, info.latent,
                    info.long_range ? "kspace " + kspace_ : "short range only", model_->device(), threads,
                    threads == 1 ? "" : "s");
 }

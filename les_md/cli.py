@@ -147,6 +147,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def print_metadata(metadata: dict) -> None:
     """Print metadata as a table for people."""
+    from les_md.electrostatics.latent_layout import LatentLayout
+
     rows = [
         ("model", f"{metadata['source']['name']}  (sha256 {metadata['source']['sha256'][:12]}…)"),
         ("architecture", metadata["architecture"]),
@@ -165,6 +167,7 @@ def print_metadata(metadata: dict) -> None:
     else:
         rows += [
             ("charge channels", str(metadata["n_q"])),
+            ("latent variables", str(LatentLayout.from_metadata(metadata))),
             ("long range", f"sigma {long_range['sigma']:g} Å, dl {long_range['dl']:g} Å"),
             ("norm_factor", f"{long_range['norm_factor']:g} eV Å/e²"),
             ("self-interaction", "removed" if long_range["remove_self_interaction"] else "kept"),

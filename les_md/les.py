@@ -115,7 +115,7 @@ class Les(torch.nn.Module):
             )
         if use_fixed_atomic_charges != (fixed_atomic_charges is not None):
             raise ValueError("fixed charges need both use_fixed_atomic_charges=True and fixed_atomic_charges")
-        self.fixed_charges: FixedAtomicCharges | None = None
+        self.fixed_charges = None
         if fixed_atomic_charges is not None:
             self.fixed_charges = FixedAtomicCharges(fixed_atomic_charges, fixed_atomic_charges_scaling_factor)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from les_md.electrostatics.latent_layout import LatentLayout
-from les_md.potential import FORMAT_VERSION, READABLE_VERSIONS
+from les_md.potential import READABLE_VERSIONS
 
 METADATA_NAME = "les_md.json"
 
@@ -135,10 +135,11 @@ def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{path}: its metadata cannot be read ({error!r}); export the checkpoint again") from error
     if version not in READABLE_VERSIONS:
-        age = "update les_md, or " if version > FORMAT_VERSION else ""
+        age = "update les_md, or " if version > max(READABLE_VERSIONS) else ""
+        readable = f"{', '.join(map(str, READABLE_VERSIONS[:-1]))} and {READABLE_VERSIONS[-1]}"
         raise ModelFileError(
-            f"{path} is in format {version}, this les_md reads formats {' and '.join(map(str, READABLE_VERSIONS))}: "
-            f"{age}export the checkpoint again with this version"
+            f"{path} is in format {version}, this les_md reads formats {readable}: {age}export the checkpoint again "
+            "with this version"
         )
     missing = {"elements", "cutoff", "num_layers", "long_range"} - set(metadata)
     if missing:

@@ -279,8 +279,8 @@ class TestModelFile:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"format_version": 5}, "in format 5, this les_md reads formats 3 and 4: update les_md"),
-            ({"format_version": 1}, "in format 1, this les_md reads formats 3 and 4: export the checkpoint again"),
+            ({"format_version": 6}, "in format 6, this les_md reads formats 3, 4 and 5: update les_md"),
+            ({"format_version": 1}, "in format 1, this les_md reads formats 3, 4 and 5: export the checkpoint again"),
             ({"format_version": "x"}, "metadata cannot be read"),
             ({"elements": None}, "metadata lacks elements"),
         ],

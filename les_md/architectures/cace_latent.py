@@ -71,10 +71,10 @@ class LatentReadout(torch.nn.Module):
         def tensor_readout(wanted: bool) -> TensorReadout | None:
             return TensorReadout(num_invariants, num_tensors, hidden, num_channels) if wanted else None
 
-        self.dipole: TensorReadout | None = tensor_readout(dipoles)
-        self.quadrupole: TensorReadout | None = tensor_readout(quadrupoles)
-        self.kappa: Readout | None = Readout(num_invariants, hidden, num_channels) if kappas else None
-        self.alpha: Readout | None = Readout(num_invariants, hidden, num_channels) if alphas else None
+        self.dipole = tensor_readout(dipoles)
+        self.quadrupole = tensor_readout(quadrupoles)
+        self.kappa = Readout(num_invariants, hidden, num_channels) if kappas else None
+        self.alpha = Readout(num_invariants, hidden, num_channels) if alphas else None
 
     def forward(self, invariants: Tensor, vectors: Tensor, tensors: Tensor) -> Tensor:
         """Columns [N, ...] after the charges.

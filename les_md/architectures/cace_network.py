@@ -325,7 +325,7 @@ class CACENetwork(torch.nn.Module):
         self.repulsion = ZBLRepulsion(list(c.atomic_numbers))
         self.latent: LatentLayout = c.latent
         self.has_quadrupoles: bool = c.quadrupoles
-        self.latent_readout: LatentReadout | None = None
+        self.latent_readout = None
         if c.latent.has_multipoles or c.latent.responds:
             self.latent_readout = LatentReadout(
                 num_inputs,

@@ -27,7 +27,7 @@ class DirectEvaluation:
 
     Parameters: ``network`` as in ``TrainedModel``; ``atomic_numbers`` in type order; ``reference_energies`` [types] eV;
     ``long_range`` parameters or None; ``latent``, the columns that the network returns, None for charges alone. With
-    other latent variables the long-range energy is that of ``les_md.Les``, of which exported files share no formula.
+    other latent variables the long-range energy is that of ``les_md.Les``, which exported files share no code with.
     """
 
     def __init__(

@@ -53,6 +53,12 @@ class LatentLayout:
         """Columns of all latent variables."""
         return self.num_sources + self.num_charges * (self.kappas + self.alphas)
 
+    def __str__(self) -> str:
+        """For people."""
+        kinds = {"dipoles": self.dipoles, "quadrupoles": self.quadrupoles, "kappas": self.kappas, "alphas": self.alphas}
+        names = ["charges", *(name for name, there in kinds.items() if there)]
+        return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
     def to_dict(self) -> dict:
         """For the metadata of files."""
         return asdict(self)

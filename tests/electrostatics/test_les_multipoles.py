@@ -455,3 +455,33 @@ def test_wrong_input(message, scripted):
             torch.zeros(4, 3).double(), torch.zeros(2, 3, 3).double(), latent_charges=torch.zeros(4).double(),
             batch=torch.tensor([0, 0, 1, 1]), **WRONG[message],
         )  # fmt: skip
+
+
+def test_training_reaches_born_charges():
+    """In training mode they can be differentiated over weights that charges, dipoles and κ depend on."""
+    positions, cells, charges, batch, more = system(1, sizes=((3, True), (2, False)))
+    positions.requires_grad_(True)
+    les = Les()
+
+    def born(weight):
+        factor = 1.0 + weight * torch.sin(positions.sum(1))
+        moving = {name: value * factor.reshape(-1, *[1] * (value.dim() - 1)) for name, value in more.items()}
+        result = les(
+            positions, cells, latent_charges=charges * factor[:, None], batch=batch, compute_energy=False,
+            compute_bec=True, **moving,
+        )  # fmt: skip
+        return result["BEC"]
+
+    assert torch.autograd.gradcheck(born, torch.tensor(0.1, dtype=torch.float64, requires_grad=True))
+
+
+def test_compiled_equals_eager():
+    torch._dynamo.reset()
+    compiled = torch.compile(Les(), backend="aot_eager")
+    positions, cells, charges, batch, more = system(1)
+    positions.requires_grad_(True)
+    results = []
+    for les in (compiled, Les()):
+        energy = les(positions, cells, latent_charges=charges, batch=batch, **more)["E_lr"]
+        results.append((energy, *torch.autograd.grad(energy.sum(), positions)))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)

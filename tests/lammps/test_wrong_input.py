@@ -130,13 +130,11 @@ class TestModelFile:
         return path
 
     def test_other_format(self, refused, models, tmp_path):
-        path = self.rewrite(models, tmp_path / "new.pt", format_version=5)
-        message = r"new.pt' has format version 5, this les_md reads versions 3 and 4: update les_md or export the model"
+        path = self.rewrite(models, tmp_path / "new.pt", format_version=6)
+        message = r"new.pt' has format version 6, this les_md reads versions 3 to 5: update les_md or export the model"
         self.check(refused, path, message)
         path = self.rewrite(models, tmp_path / "old.pt", format_version=1)
-        message = (
-            r"old.pt' has format version 1, this les_md reads versions 3 and 4: export the model with this version"
-        )
+        message = r"old.pt' has format version 1, this les_md reads versions 3 to 5: export the model with this version"
         self.check(refused, path, message)
 
     def test_incomplete_metadata(self, refused, models, tmp_path):
