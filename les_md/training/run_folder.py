@@ -106,6 +106,8 @@ def made_with(configuration: TrainingConfiguration, data: TrainingData) -> dict:
     for name in ("output", "data.train", "data.validation", "data.test"):
         if not isinstance(settings[name], float):
             del settings[name]
+    repeat = configuration.data.repeat or {}
+    settings["data.repeat"] = [repeat.get(name, 1) for name in configuration.data.train]
     return {"settings": settings, "files_sha256": data.digests, "fingerprint": data.fingerprint()}
 
 
