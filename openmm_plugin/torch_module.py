@@ -169,6 +169,17 @@ class TorchForceModule(torch.nn.Module):
         return energy.data, forces.data.to(positions.dtype).contiguous()
 
 
+class MultipoleModule(TorchForceModule):
+    """``TorchForceModule`` of a model with latent variables beyond charges."""
+
+    def forward(self, positions: Tensor, boxvectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        """As ``TorchForceModule.forward``."""
+        places, cell = self._places_and_cell(positions, boxvectors)
+        edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
+        result = self.model(edge_vectors, edge_index, self.types, places, self._plan(places, cell))
+        return self._results(positions, result["energies"].sum(), result["forces"])
+
+
 class _FieldModule(TorchForceModule):
     """Common to the modules with an electric field, whose ``forward`` TorchForce calls with its global parameters."""
 
@@ -205,6 +216,13 @@ class IsolatedFieldModule(_FieldModule):
     def forward(self, positions: Tensor, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """As ``PeriodicFieldModule.forward``, without a box; the energy contains −P·E."""
         return self._in_field(positions, None, torch.stack([x, y, z]))
+
+
+def module_class(model: ExportedModel, periodic: bool, in_field: bool) -> type[TorchForceModule]:
+    """Which of the classes above a force needs."""
+    if in_field:
+        return PeriodicFieldModule if periodic else IsolatedFieldModule
+    return MultipoleModule if model.latent.num_columns > model.latent.num_charges else TorchForceModule
 
 
 def configure_executor() -> None:

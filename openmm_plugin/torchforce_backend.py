@@ -11,12 +11,7 @@ import torch
 
 from les_md.openmm.les_force import LESForce
 from les_md.openmm.python_backend import FIELD_PARAMETERS
-from les_md.openmm.torch_module import (
-    IsolatedFieldModule,
-    PeriodicFieldModule,
-    TorchForceModule,
-    configure_executor,
-)
+from les_md.openmm.torch_module import configure_executor, module_class
 
 logger = logging.getLogger("les_md.openmm")
 
@@ -84,9 +79,7 @@ def torchforce_class() -> type[LESForce]:
 
         def _create(self) -> None:
             settings = self.computation.settings
-            kind = TorchForceModule
-            if self.electric_field is not None:
-                kind = PeriodicFieldModule if self.periodic else IsolatedFieldModule
+            kind = module_class(self.model, self.periodic, self.electric_field is not None)
             module = kind(
                 self.model,
                 types=self.model.types_of(settings["atomic_numbers"]),

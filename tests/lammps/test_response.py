@@ -16,6 +16,7 @@ from scipy.integrate import cumulative_trapezoid
 from les_md import LESCalculator, export, model_file
 from les_md.analysis.dielectric import dielectric_constant
 from les_md.analysis.series_files import read_dipole_series
+from tests.architectures.small_models import export_small_model
 
 OPEN = np.diag([8.0, 8, 8]).tolist()
 SMALL_TILTED = [[3.0, 0, 0], [1.4, 2.9, 0], [-0.8, 1.2, 3.1]]
@@ -47,6 +48,8 @@ def response_models(models, tmp_path_factory) -> dict[str, Path]:
         "1 layer, turned": write_model(folder / "turned.pt", charge_sign=-1.0),
         "gentle": models["gentle"],
         "gentle, 2 layers": write_model(folder / "gentle.pt", num_message_passing=1, softness=10.0),
+        "multipoles": export_small_model("multipoles", folder / "multipoles.pt"),
+        "responding": export_small_model("responding", folder / "responding.pt"),
     }
 
 
@@ -77,7 +80,16 @@ def assert_same(ours, theirs, tolerance):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize(
-    "model", ["1 layer", "2 layers, 2 charges", "1 layer, 2 charges", "1 layer, mean kept", "2 layers, mean kept"]
+    "model",
+    [
+        "1 layer",
+        "2 layers, 2 charges",
+        "1 layer, 2 charges",
+        "1 layer, mean kept",
+        "2 layers, mean kept",
+        "multipoles",
+        "responding",
+    ],
 )
 def test_born_charges_of_lescalculator(name, model, response_models, lammps_of):
     atoms, boundary = SYSTEMS[name]()
@@ -394,6 +406,16 @@ CASES = {
         random_atoms(OPEN, False, "HOHHOHHO"), "2 layers, mean kept", ("2x1x1",), boundary="s s s"
     ),
     "a rank without atoms": Case(half_filled(), "2 layers", ("2x1x1",)),
+    "multipoles": Case(water(), "multipoles", ("2x1x1", "2x2x1")),
+    "induced": Case(water(), "responding", ("2x1x1", "2x2x1")),
+    "induced, by mesh": Case(
+        water(), "responding", ("2x1x1",), pair="pair_style mliap/les current 1 kspace mesh\npair_coeff * * MODEL H O"
+    ),
+    "induced, slab": Case(SLAB, "responding", ("1x2x2",), boundary="p p f"),
+    "induced, isolated": Case(
+        random_atoms(OPEN, False, "HOHHOHHO"), "responding", ("2x1x1", "2x2x1"), boundary="f f f"
+    ),
+    "induced, a rank without atoms": Case(half_filled(), "responding", ("2x1x1",)),
     "helium": Case(with_helium(), "1 layer", ("2x1x1", "2x2x1"), pair=NULL, elements=("H", "O", "He")),
 }
 

@@ -11,8 +11,10 @@ from les_md.openmm.torch_module import (
     PeriodicFieldModule,
     TorchForceModule,
     configure_executor,
+    module_class,
 )
 from les_md.openmm.units import EV_TO_KJ_PER_MOL, VOLT_PER_NANOMETER
+from tests.architectures.small_models import export_small_model
 from tests.openmm.conftest import (
     KJ_PER_MOL,
     NANOMETER,
@@ -107,6 +109,30 @@ def test_field(models, model, name, sum_rule):
         )  # fmt: skip
         assert_same((energy.item(), forces.numpy()), expected)
         atoms.rattle(0.02, seed=3)
+
+
+@pytest.fixture(scope="module")
+def multipole_models(tmp_path_factory):
+    """With latent dipoles and quadrupoles, and with induced charges and dipoles besides."""
+    folder = tmp_path_factory.mktemp("multipole_models")
+    return {name: export_small_model(name, folder / f"{name}.pt") for name in ("multipoles", "responding")}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("model", ["multipoles", "responding"])
+def test_multipoles(multipole_models, model, name):
+    atoms = CONFIGURATIONS[name]()
+    exported = loaded(multipole_models[model])
+    kind = module_class(exported, bool(atoms.pbc.all()), False)
+    module = kind(exported, exported.types_of(atoms.numbers), bool(atoms.pbc.all()))
+    module = torch.jit.freeze(torch.jit.script(module).eval())
+    assert_agrees_while_moving(module, multipole_models[model], atoms, 2)
+
+
+@pytest.mark.parametrize("name", ["triclinic", "isolated"])
+@pytest.mark.parametrize("model", ["multipoles", "responding"])
+def test_multipoles_in_a_field(multipole_models, model, name):
+    test_field(multipole_models, model, name, False)
 
 
 @pytest.mark.parametrize("name", ["triclinic", "isolated"])
