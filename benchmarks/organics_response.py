@@ -75,7 +75,7 @@ def main() -> None:
         rows.append((f"Born, {name}", (both[0].ravel(), both[1].ravel()), len(pairs)))
     rows.extend((name, pair, 0) for name, pair in summary.items())
     if options.tables:
-        print_errors(torch.load(resolve_checkpoint(options.model), weights_only=True)["training"]["errors"])
+        print_errors(errors_by_subset(torch.load(resolve_checkpoint(options.model), weights_only=True)["training"]))
         print("\n| | R² | RMSE | slope of the model against DFT |\n| --- | --- | --- | --- |")
     for name, (data, values), count in rows:
         s = statistics(data, values)
@@ -87,6 +87,21 @@ def main() -> None:
             print(f"{label:44s} R² {s['r2']:7.4f}  RMSE {s['rmse']:.4f} {unit}  slope {s['slope']:.3f}")
     if options.figure is not None:
         draw(options.figure, dipoles, summary)
+
+
+def errors_by_subset(training: dict) -> dict[str, dict[str, dict]]:
+    """Errors by part and subset of a checkpoint: as stored, or from those by file of a training of the recipe."""
+    if "errors_by_file" not in training:
+        return training["errors"]
+    found: dict[str, dict[str, dict]] = {}
+    for part, files in training["errors_by_file"].items():
+        sources = [source["file"] for source in training["split"]["frames"][part]]
+        found[part] = {
+            file.removeprefix(f"{part}_").removesuffix(".xyz"): error | {"frames": sources.count(file)}
+            for file, error in files.items()
+        }
+        found[part]["all"] = training["errors"][part] | {"frames": len(sources)}
+    return found
 
 
 def print_errors(errors: dict[str, dict[str, dict]]) -> None:

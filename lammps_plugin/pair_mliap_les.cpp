@@ -32,7 +32,7 @@ PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
     Pair(lmp), device_("cpu"), threads_(0), write_charges_(false), kspace_("auto"), accuracy_(1e-5), slab_(false),
     fixed_kset_(false), current_every_(0), sum_rule_(false), ghost_cutoff_(0.0), with_ghost_neighbors_(false),
     graph_(lmp), mapped_step_(-1), total_atoms_(0), kset_chosen_(false), kset_cell_{}, graph_reported_(false),
-    born_wanted_(0), born_step_(-1), graph_time_(0.0), reduction_time_(0.0), calls_(0)
+    current_step_(-1), current_time_(0.0), last_current_{}, polarisation_change_{}, warned_at_rest_(false), born_wanted_(0), born_step_(-1), graph_time_(0.0), reduction_time_(0.0), calls_(0)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -45,7 +45,8 @@ PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
   comm_reverse = 9;    // Born charges
 
   nextra = 2;
-  pvector = new double[6]();    // short-range energy, long-range energy, current, energy of the electric field
+  // short-range energy, long-range energy, current, energy of the electric field, change of the polarisation
+  pvector = new double[9]();
 }
 
 /* ---------------------------------------------------------------------- */
@@ -91,7 +92,8 @@ void PairMLIAPLES::compute(int eflag, int vflag)
   evaluate(request);
   apply_forces();
   store_charges();
-  std::fill_n(&pvector[2], 3, std::numeric_limits<double>::quiet_NaN());    // until the end of a step that has it
+  for (const int first : {2, 6})    // until the end of a step that has them
+    std::fill_n(&pvector[first], 3, std::numeric_limits<double>::quiet_NaN());
   born_step_ = -1;
   if (request.born) store_born();
 }

@@ -123,7 +123,7 @@ class MultipolePotential(LESPotential):
     ) -> Dict[str, Tensor]:  # noqa: UP006
         """As ``LESPotential._compute``, with two results more: ``total_charges`` [N, n_q] in e and ``total_dipoles``
         [N, 3] in e Å (of all channels), induced ones included; ``charges`` [N, n_q] are the permanent ones."""
-        positions = positions.detach()
+        positions = positions.data
         energy, latent, state = self.evaluate(edge_vectors, edge_index, types)
         density = self.spread(positions, latent, plan)
         solved, strain_derivative = self.solve(density, plan)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``les-train CONFIG.yaml``: train a native CACE-LES model and export it."""
+    """``les-train CONFIG.yaml``: train a native model and export it."""
     parser = argparse.ArgumentParser(
         prog="les-train",
-        description="Train a native CACE-LES model on energies, forces and stresses, and export it for LAMMPS, OpenMM "
-        "and ASE.",
+        description="Train a native CACE-LES or CHGNet-LES model on energies, forces and stresses, and export it for "
+        "LAMMPS, OpenMM and ASE.",
     )
     parser.add_argument("configuration", nargs="?", metavar="CONFIG.yaml", help="what to train on, and how")
     parser.add_argument("--template", action="store_true", help="print a configuration with comments, and stop")
@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> None:
         preparation = prepare(configuration, path.parent, progress.reading)
         progress.close()
         parameters = sum(parameter.numel() for parameter in preparation.model.parameters())
-        steps = -(-len(preparation.data.frames["train"]) // configuration.training.batch_size)
+        steps = -(-len(preparation.data.epoch()) // configuration.training.batch_size)
         print(describe(preparation.data, configuration.model.cutoff))
         print(f"\n{parameters} parameters, {steps} steps an epoch, at most {configuration.training.epochs} epochs")
         RunFolder(path.parent / configuration.output).check(options.resume, options.overwrite)
@@ -117,7 +117,7 @@ class Progress:
         if trainer.epoch:
             print(f"going on after epoch {trainer.epoch}", flush=True)
         steps = trainer.settings.epochs * trainer.steps_per_epoch
-        self._open(steps, "step", "training", trainer.step)
+        self._open(steps, "step", "training", trainer.epoch * trainer.steps_per_epoch)
 
     def after_step(self) -> None:
         """A step was made."""

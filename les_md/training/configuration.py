@@ -8,25 +8,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
 
 from les_md.architectures.cace_network import CACEConfiguration
 from les_md.electrostatics.parameters import LongRangeParameters
-from les_md.training.bond_guard import BondGuard
+from les_md.training.chgnet_section import CHGNetSection
+from les_md.training.configuration_checks import ConfigurationError
+from les_md.training.configuration_checks import known_elements as _known_elements
+from les_md.training.configuration_checks import positive as _positive
+from les_md.training.guard_sections import BondGuardSection, ContactGuardSection, CrowdGuardSection, GuardSection
 from les_md.training.labels import STRESS_UNITS, LabelKeys
 
 SCHEDULES = ("cosine", "exponential", "plateau", "constant")
-
-
-class ConfigurationError(ValueError):
-    """A configuration is wrong; the message says where and what to do."""
-
-
-def _positive(section: object, *names: str) -> None:
-    for name in names:
-        if getattr(section, name) <= 0:
-            raise ConfigurationError(f"{name} must be greater than 0, got {getattr(section, name)}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +37,7 @@ class DataSection:
     stress_unit : eV/Å^3, GPa or kbar; eV for a virial. Needed to train on stress.
     stress_sign : "tension" (ASE, VASP's OUTCAR negated) or "compression": what a positive diagonal means.
     atomic_energies : "average" (least squares over the training frames), or eV by element.
+    repeat : how often an epoch goes through the training frames of a file, by file; once where it is not named.
     largest_force : eV/Å; frames with a larger one are errors.
     shortest_distance : Å; frames with a shorter one are errors.
     """
@@ -59,6 +53,7 @@ class DataSection:
     stress_unit: str | None = None
     stress_sign: str | None = None
     atomic_energies: str | dict[str, float] = "average"
+    repeat: dict[str, int] | None = None
     largest_force: float = 50.0
     shortest_distance: float = 0.4
 
@@ -89,6 +84,11 @@ class DataSection:
             raise ConfigurationError("atomic_energies must be average, or an energy in eV for each element")
         if isinstance(self.atomic_energies, dict):
             _known_elements(tuple(self.atomic_energies), "atomic_energies")
+        for name, times in (self.repeat or {}).items():
+            if name not in self.train:
+                raise ConfigurationError(f"repeat: '{name}' is not a training file")
+            if times < 1:
+                raise ConfigurationError(f"repeat: a file is used once or more often, got {times} for '{name}'")
         _positive(self, "largest_force", "shortest_distance")
 
     def labels(self) -> LabelKeys:
@@ -96,17 +96,9 @@ class DataSection:
         return LabelKeys(self.energy_key, self.forces_key, self.stress_key, self.stress_unit, self.stress_sign)
 
 
-def _known_elements(symbols: tuple[str, ...], name: str) -> None:
-    unknown = [symbol for symbol in symbols if number_of.get(symbol, 0) == 0]
-    if unknown:
-        raise ConfigurationError(f"{name}: '{unknown[0]}' is not an element")
-    if len(set(symbols)) != len(symbols):
-        raise ConfigurationError(f"{name}: an element is named twice")
-
-
 @dataclass(frozen=True)
 class ModelSection:
-    """Sizes of the network, as of ``CACEConfiguration``.
+    """Sizes of a CACE, as of ``CACEConfiguration``; those of a CHGNet are in ``CHGNetSection``.
 
     Attributes: ``elements``, None for those of the data; ``message_normalisation``, None for 1/√(average number of
     neighbours); ``charges``, whether the model is a long-range one, and the number of ``charge_channels`` (None: one);
@@ -135,8 +127,11 @@ class ModelSection:
     alphas: bool = False
     fixed_charges: dict[str, float] | None = None
     zbl: bool = True
+    architecture: str = "cace"
 
     def __post_init__(self) -> None:
+        if self.architecture != "cace":
+            raise ConfigurationError(f"these are the sizes of architecture cace, not of '{self.architecture}'")
         _positive(self, "cutoff", "num_embedding", "num_bessel", "num_radial", "charge_scale")
         if self.elements is not None:
             _known_elements(self.elements, "elements")
@@ -211,46 +206,6 @@ class ModelSection:
 
 
 @dataclass(frozen=True)
-class BondGuardSection:
-    """A bond that must pull back when it is stretched beyond what the data show, see ``bond_guard.py``.
-
-    Attributes: elements ``centre`` and ``ligand``; ``from_epoch``, from which it acts; others as of ``BondGuard``.
-    """
-
-    centre: str
-    ligand: str
-    bonded: float
-    stretched: tuple[float, ...]
-    from_epoch: int = 1
-    clearance: float = 1.15
-    fraction: float = 0.15
-    least_force: float = 2.5
-    every: int = 2
-    weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        _known_elements((self.centre,), "centre")
-        _known_elements((self.ligand,), "ligand")
-        _positive(self, "bonded", "from_epoch", "clearance", "fraction", "least_force", "every", "weight")
-        if len(self.stretched) != 2 or not 0.0 < self.stretched[0] <= self.stretched[1]:
-            raise ConfigurationError("stretched must be two lengths in Å, the shorter one first")
-        if self.fraction > 1.0:
-            raise ConfigurationError(f"fraction must be at most 1, got {self.fraction}")
-
-    def guard(self, atomic_numbers: tuple[int, ...]) -> BondGuard:
-        """The guard, for elements in type order. Raises ConfigurationError for an element that is not among them."""
-        types = []
-        for symbol in (self.centre, self.ligand):
-            if number_of[symbol] not in atomic_numbers:
-                raise ConfigurationError(f"training.bond_guards: {symbol} is not an element of the model")
-            types.append(atomic_numbers.index(number_of[symbol]))
-        low, high = self.stretched
-        return BondGuard(
-            *types, self.bonded, (low, high), self.clearance, self.fraction, self.least_force, self.every, self.weight
-        )
-
-
-@dataclass(frozen=True)
 class TrainingSection:
     """How the weights are optimised.
 
@@ -261,19 +216,25 @@ class TrainingSection:
     ----------
     epochs : passes over the training frames, at most.
     batch_size : frames of a step.
-    learning_rate : highest; rises linearly over ``warmup_steps`` steps.
+    learning_rate : highest; rises linearly over ``warmup_steps`` steps. A mapping from epochs (the first is 1) to rates
+        makes stages: at each of the epochs Adam, the average and the schedule start anew, from the weights kept of the
+        stage before. The weights of the last stage are those of the model.
     learning_rate_schedule : one of ``SCHEDULES``; cosine and exponential end at ``final_learning_rate`` (None: 0, and
         a hundredth of the highest), plateau multiplies by ``plateau_factor`` (None: 0.5) when the validation loss has
         not fallen for ``plateau_patience`` (None: 10) epochs.
     average : decay per step of the exponential average of the weights; 0 for none. The average is what is kept.
     gradient_limit : the norm of the gradient is cut off here; None for no limit.
     patience : epochs without a lower validation loss after which the training stops; None for never.
-    bond_guards : bonds that must not break. Weights of epochs before all of them act are not kept.
+    guess_charges : start from charges by electronegativity (``charge_guess.py``) instead of small random ones.
+    charge_restraint : weight, or weights by epoch, of mean((q − guess)²) in e, which keeps the charges near that guess
+        while the short range is learned.
+    bond_guards, contact_guard, crowd_guard : bonds that must not break, molecules that must not collapse, atoms that
+        must not be crowded. Weights of epochs before all of them act are not kept.
     """
 
     epochs: int
     batch_size: int = 1
-    learning_rate: float = 0.01
+    learning_rate: float | dict[int, float] = 0.01
     learning_rate_schedule: str = "cosine"
     final_learning_rate: float | None = None
     plateau_factor: float | None = None
@@ -285,10 +246,17 @@ class TrainingSection:
     average: float = 0.99
     gradient_limit: float | None = 0.1
     patience: int | None = None
+    guess_charges: bool = False
+    charge_restraint: float | dict[int, float] = 0.0
     bond_guards: tuple[BondGuardSection, ...] = ()
+    contact_guard: ContactGuardSection | None = None
+    crowd_guard: CrowdGuardSection | None = None
 
     def __post_init__(self) -> None:
-        _positive(self, "epochs", "batch_size", "learning_rate")
+        _positive(self, "epochs", "batch_size")
+        self._check_by_epoch("learning_rate")
+        if min(stage.learning_rate for stage in self.stages) <= 0.0:
+            raise ConfigurationError("learning_rate must be greater than 0")
         if self.learning_rate_schedule not in SCHEDULES:
             raise ConfigurationError(
                 f"unknown learning_rate_schedule '{self.learning_rate_schedule}'; known: {', '.join(SCHEDULES)}"
@@ -297,7 +265,8 @@ class TrainingSection:
             if self.learning_rate_schedule not in ("cosine", "exponential"):
                 raise ConfigurationError("final_learning_rate belongs to the schedules cosine and exponential")
             lowest_is_zero = self.learning_rate_schedule == "cosine" and self.final_learning_rate == 0.0
-            if not (lowest_is_zero or 0.0 < self.final_learning_rate <= self.learning_rate):
+            lowest = min(stage.learning_rate for stage in self.stages)
+            if not (lowest_is_zero or 0.0 < self.final_learning_rate <= lowest):
                 raise ConfigurationError("final_learning_rate must be between 0 and learning_rate")
         for name in ("plateau_factor", "plateau_patience"):
             if getattr(self, name) is not None and self.learning_rate_schedule != "plateau":
@@ -311,21 +280,23 @@ class TrainingSection:
             raise ConfigurationError(f"warmup_steps must not be negative, got {self.warmup_steps}")
         if not 0.0 <= self.average < 1.0:
             raise ConfigurationError(f"average must be at least 0 and below 1, got {self.average}")
-        for name in ("energy_weight", "forces_weight", "stress_weight"):
-            self._check_weight(name)
+        if self.patience is not None and len(self.stages) > 1:
+            raise ConfigurationError("patience is for a single learning_rate: stages have the epochs that are given")
+        for name in ("energy_weight", "forces_weight", "stress_weight", "charge_restraint"):
+            self._check_by_epoch(name)
         if self.guarded_from > self.epochs:
-            raise ConfigurationError(f"bond_guards: epoch {self.guarded_from} is beyond the last, {self.epochs}")
+            raise ConfigurationError(f"guards: epoch {self.guarded_from} is beyond the last, {self.epochs}")
         last = self.weights(self.epochs)
         if max(last.energy, last.forces, last.stress) == 0.0:
             raise ConfigurationError("all weights of the loss are 0 in the last epoch")
 
-    def _check_weight(self, name: str) -> None:
-        weight = getattr(self, name)
-        values = weight if isinstance(weight, dict) else {1: weight}
-        if any(value < 0.0 for value in values.values()):
+    def _check_by_epoch(self, name: str) -> None:
+        value = getattr(self, name)
+        values = value if isinstance(value, dict) else {1: value}
+        if any(each < 0.0 for each in values.values()):
             raise ConfigurationError(f"{name} must not be negative")
         if 1 not in values or min(values) < 1:
-            raise ConfigurationError(f"{name}: the epochs at which weights begin are counted from 1, which must occur")
+            raise ConfigurationError(f"{name}: the epochs at which values begin are counted from 1, which must occur")
         if max(values) > self.epochs:
             raise ConfigurationError(f"{name}: epoch {max(values)} is beyond the last, {self.epochs}")
 
@@ -336,15 +307,50 @@ class TrainingSection:
         )
 
     @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, of which a single learning rate makes one."""
+        rates = self.learning_rate if isinstance(self.learning_rate, dict) else {1: self.learning_rate}
+        begins = sorted(rates)
+        ends = [begin - 1 for begin in begins[1:]] + [self.epochs]
+        return tuple(Stage(begin, end, rates[begin]) for begin, end in zip(begins, ends, strict=True))
+
+    def stage(self, epoch: int) -> Stage:
+        """The stage that an epoch, counted from 1, belongs to."""
+        return next(stage for stage in reversed(self.stages) if stage.first <= epoch)
+
+    @property
+    def guard_sections(self) -> tuple[GuardSection, ...]:
+        """All guards, in the order in which they take turns."""
+        others = (self.contact_guard, self.crowd_guard)
+        return (*self.bond_guards, *(section for section in others if section is not None))
+
+    @property
     def guarded_from(self) -> int:
         """The epoch from which all guards act."""
-        return max((guard.from_epoch for guard in self.bond_guards), default=1)
+        return max((guard.from_epoch for guard in self.guard_sections), default=1)
+
+    def restraint(self, epoch: int) -> float:
+        """Weight of the restraint of the charges in an epoch, counted from 1."""
+        return _at_epoch(self.charge_restraint, epoch)
+
+    @property
+    def restrains_charges(self) -> bool:
+        """Whether the weight of the restraint is ever more than 0."""
+        return _largest(self.charge_restraint) > 0.0
 
     @property
     def trains_on_stress(self) -> bool:
         """Whether the weight of the stress is ever more than 0."""
-        weight = self.stress_weight
-        return max(weight.values()) > 0.0 if isinstance(weight, dict) else weight > 0.0
+        return _largest(self.stress_weight) > 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Epochs ``first`` to ``last``, counted from 1, with the highest ``learning_rate``."""
+
+    first: int
+    last: int
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -360,6 +366,10 @@ def _at_epoch(weight: float | dict[int, float], epoch: int) -> float:
     if isinstance(weight, dict):
         return weight[max(begin for begin in weight if begin <= epoch)]
     return weight
+
+
+def _largest(weight: float | dict[int, float]) -> float:
+    return max(weight.values()) if isinstance(weight, dict) else weight
 
 
 @dataclass(frozen=True)
@@ -378,7 +388,7 @@ class TrainingConfiguration:
 
     output: str
     data: DataSection
-    model: ModelSection
+    model: ModelSection | CHGNetSection
     training: TrainingSection
     long_range: LongRangeParameters | None = None
     seed: int = 0
@@ -394,8 +404,14 @@ class TrainingConfiguration:
             raise ConfigurationError("seeds must not be negative")
         if self.long_range is not None and not self.model.charges:
             raise ConfigurationError("the section long_range needs model.charges: true")
-        if self.training.bond_guards and not self.device.startswith("cpu"):
-            raise ConfigurationError("training.bond_guards need device: cpu")
+        if self.training.guard_sections and not self.device.startswith("cpu"):
+            raise ConfigurationError(
+                "the guards of training (bond_guards, contact_guard, crowd_guard) need device: cpu"
+            )
+        if not self.model.charges and (self.training.guess_charges or self.training.restrains_charges):
+            raise ConfigurationError("training.guess_charges and charge_restraint need model.charges: true")
+        if self.training.guess_charges and self.model.architecture != "cace":
+            raise ConfigurationError("training.guess_charges needs model.architecture: cace")
         if self.training.trains_on_stress and self.data.stress_key is None:
             raise ConfigurationError(
                 "training.stress_weight needs data.stress_key, data.stress_unit and data.stress_sign"

@@ -95,7 +95,7 @@ class _Reader:
             raise self.error(node, f"'{place}' has no value")
         kinds = tuple(kind for kind in kinds if kind is not type(None))
         if isinstance(node, yaml.MappingNode):
-            kind = next((k for k in kinds if dataclasses.is_dataclass(k) or typing.get_origin(k) is dict), None)
+            kind = self._kind_of_mapping(node, kinds, place)
             if kind is None:
                 raise self.error(node, f"'{place}' must be {self._expected(kinds)}, not a mapping")
             return (
@@ -119,6 +119,19 @@ class _Reader:
             if item is not None:
                 return (item,)
         raise self.error(node, f"'{place}' must be {self._expected(kinds)}, got '{node.value}'")
+
+    def _kind_of_mapping(self, node: yaml.MappingNode, kinds: tuple, place: str) -> object:
+        """What a mapping is read as; of several sections that named by its key ``architecture``, or else the first."""
+        found = [kind for kind in kinds if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict]
+        if len(found) > 1:
+            named = {kind.architecture: kind for kind in found}
+            for key, value in node.value:
+                if key.value == "architecture":
+                    if value.value not in named:
+                        known = ", ".join(named)
+                        raise self.error(value, f"unknown '{place}.architecture' '{value.value}'; known: {known}")
+                    return named[value.value]
+        return found[0] if found else None
 
     def _dict(self, node: yaml.MappingNode, kind: object, place: str) -> dict:
         key_kind, value_kind = typing.get_args(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from les_md.training.configuration import LossWeights
 from les_md.training.dataset import Frame
-from les_md.training.fit import Evaluation
+from les_md.training.fit import EnergyModel, Evaluation
 
 
 def frame_loss(frame: Frame, energy: Tensor, forces: Tensor, stress: Tensor | None, weights: LossWeights) -> Tensor:
@@ -33,6 +34,12 @@ def batch_loss(frames: list[Frame], result: Evaluation, weights: LossWeights) ->
     return sum(frame_loss(frame, e, f, s, weights) for frame, e, f, s in parts) / len(frames)
 
 
+def charge_deviation(charges: list[Tensor], guesses: list[Tensor]) -> Tensor:
+    """Mean over frames of mean((q − guess)²), [], e²; ``charges`` [N, n_q] (their sum counts), ``guesses`` [N]."""
+    parts = zip(charges, guesses, strict=True)
+    return sum((q.sum(1).double() - guess).square().mean() for q, guess in parts) / len(guesses)
+
+
 @dataclass
 class _Sums:
     squares: float = 0.0
@@ -43,6 +50,11 @@ class _Sums:
         self.squares += float(difference.square().sum())
         self.absolutes += float(difference.abs().sum())
         self.count += difference.numel()
+
+    def include(self, other: _Sums) -> None:
+        self.squares += other.squares
+        self.absolutes += other.absolutes
+        self.count += other.count
 
     def rmse(self) -> float:
         return math.sqrt(self.squares / self.count) if self.count else math.nan
@@ -62,6 +74,13 @@ class Deviations:
     forces: _Sums = field(default_factory=_Sums)
     stress: _Sums = field(default_factory=_Sums)
     by_type: dict[int, _Sums] = field(default_factory=dict)
+
+    def include(self, other: Deviations) -> None:
+        """Take the sums over other frames in."""
+        for name in ("energy", "forces", "stress"):
+            getattr(self, name).include(getattr(other, name))
+        for kind, sums in other.by_type.items():
+            self.by_type.setdefault(kind, _Sums()).include(sums)
 
     @torch.no_grad()
     def add(self, frames: list[Frame], result: Evaluation) -> None:
@@ -87,3 +106,21 @@ class Deviations:
     def forces_by_type(self) -> dict[int, float]:
         """Root mean square error of the forces on the atoms of each type, meV/Å."""
         return {kind: 1e3 * sums.rmse() for kind, sums in sorted(self.by_type.items())}
+
+
+def deviations_of(model: EnergyModel, frames: list[Frame], batch_size: int = 1, stress: bool = False) -> Deviations:
+    """Deviations of a model on frames, which may lie on another device."""
+    device = model.reference_energies.device
+    deviations = Deviations()
+    for first in range(0, len(frames), batch_size):
+        batch = [frame.to(device) for frame in frames[first : first + batch_size]]
+        deviations.add(batch, model.evaluate(batch, differentiable=False, stress=stress))
+    return deviations
+
+
+def together(parts: Iterable[Deviations]) -> Deviations:
+    """Deviations on all frames of several."""
+    sums = Deviations()
+    for part in parts:
+        sums.include(part)
+    return sums

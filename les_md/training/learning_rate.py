@@ -10,31 +10,32 @@ from les_md.training.configuration import TrainingSection
 
 @dataclass
 class LearningRate:
-    """Warm-up and then one of the schedules of ``TrainingSection``.
+    """Warm-up and then one of the schedules of ``TrainingSection``, in one of its stages.
 
-    Parameters: ``settings``; ``total_steps`` of the training. The other attributes are what the plateau remembers:
-    ``factor``, the lowest validation loss ``best`` and the epochs ``waited`` for a lower one.
+    Parameters: ``settings``; ``highest`` rate and ``total_steps`` of the stage. The other attributes are what the
+    plateau remembers: ``factor``, the lowest validation loss ``best`` and the epochs ``waited`` for a lower one.
     """
 
     settings: TrainingSection
+    highest: float
     total_steps: int
     factor: float = 1.0
     best: float = math.inf
     waited: int = 0
 
     def at(self, step: int) -> float:
-        """Rate of a step, counted from 0."""
+        """Rate of a step of the stage, counted from 0."""
         s = self.settings
         warm = min(1.0, (step + 1) / s.warmup_steps) if s.warmup_steps > 0 else 1.0
         done = step / self.total_steps
         if s.learning_rate_schedule == "cosine":
             final = s.final_learning_rate or 0.0
-            rate = final + (s.learning_rate - final) * 0.5 * (1.0 + math.cos(math.pi * done))
+            rate = final + (self.highest - final) * 0.5 * (1.0 + math.cos(math.pi * done))
         elif s.learning_rate_schedule == "exponential":
-            final = s.final_learning_rate or 0.01 * s.learning_rate
-            rate = s.learning_rate * (final / s.learning_rate) ** done
+            final = s.final_learning_rate or 0.01 * self.highest
+            rate = self.highest * (final / self.highest) ** done
         else:
-            rate = s.learning_rate * self.factor
+            rate = self.highest * self.factor
         return warm * rate
 
     def validated(self, loss: float) -> None:

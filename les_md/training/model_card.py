@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import yaml
 from ase.data import chemical_symbols
 
-from les_md.architectures.cace_network import CACEConfiguration
 from les_md.training.configuration import TrainingConfiguration
-from les_md.training.deviations import Deviations
+from les_md.training.deviations import Deviations, together
+from les_md.training.networks import beyond_charges, description
 from les_md.training.run_folder import plain
 from les_md.training.training_data import describe
 
@@ -23,22 +23,25 @@ def model_card(
     configuration: TrainingConfiguration,
     preparation: Preparation,
     trainer: Trainer,
-    deviations: dict[str, Deviations],
+    by_file: dict[str, dict[str, Deviations]],
     metadata: dict,
     record: dict,
 ) -> str:
     """The card as Markdown.
 
-    Parameters: ``deviations`` of the kept weights by part; ``metadata`` of the exported file; ``record`` as of
+    Parameters: deviations of the kept weights by part, ``by_file``; ``metadata`` of the exported file; ``record`` as of
     ``record.circumstances``.
     """
     data = preparation.data
+    deviations = {part: together(files.values()) for part, files in by_file.items()}
     symbols = [chemical_symbols[z] for z in data.atomic_numbers]
     lines = ["# Model card: `model.pt`", "", *_summary(configuration, preparation, trainer, metadata, symbols)]
     lines += ["", "## Data", "", "| file | sha256 |", "| --- | --- |"]
     lines += [f"| `{name}` | `{digest}` |" for name, digest in data.digests.items()]
     lines += ["", "`split.json` lists the frames of each part.", "", "```", describe(data, configuration.model.cutoff)]
     lines += ["```", "", "## Errors", "", *_errors(data.frames, deviations, symbols)]
+    if any(len(files) > 1 for files in by_file.values()):
+        lines += ["", *_errors_by_file(by_file)]
     if not data.frames["test"]:
         lines += [
             "",
@@ -72,7 +75,7 @@ def _summary(
     metadata: dict,
     symbols: list[str],
 ) -> list[str]:
-    network, long_range = preparation.network, metadata["long_range"]
+    long_range = metadata["long_range"]
     parameters = sum(parameter.numel() for parameter in trainer.parameters)
     if long_range is None:
         charges = "none: a short-range model"
@@ -80,38 +83,20 @@ def _summary(
         means = ", ".join(f"{symbol} {charge:+.3f}" for symbol, charge in metadata["mean_charges"].items())
         charges = (
             f"σ = {long_range['sigma']:g} Å, dl = {long_range['dl']:g} Å, C = {long_range['norm_factor']:g} eV Å/e², "
-            f"{metadata['n_q']} charge(s) an atom{_beyond_charges(network, symbols)}; "
+            f"{metadata['n_q']} charge(s) an atom{beyond_charges(preparation.network, symbols)}; "
             f"mean charges on a check structure: {means}"
         )
     stopped = "stopped early" if trainer.stopped_early else "all epochs"
     return [
         "| | |",
         "| --- | --- |",
-        f"| architecture | CACE (native), cutoff {network.cutoff:g} Å, {network.num_message_passing} message-passing "
-        f"layers, max_l {network.max_l}, max_nu {network.max_nu}, {parameters} parameters; "
-        f"{'with' if network.repulsion else 'without'} ZBL core repulsion |",
+        f"| architecture | {description(preparation.network, parameters)} |",
         f"| long range | {charges} |",
         f"| elements | {', '.join(symbols)} |",
         f"| arithmetic | {configuration.dtype} |",
         f"| trained for | {trainer.epoch} epochs ({stopped}), {trainer.seconds:.0f} s; averaged weights of epoch "
         f"{trainer.best.epoch} |",
     ]
-
-
-def _beyond_charges(network: CACEConfiguration, symbols: list[str]) -> str:
-    """Fixed charges and latent variables beyond charges, in words."""
-    words = []
-    if network.fixed_charges is not None:
-        fixed = ", ".join(f"{s} {charge:+g}" for s, charge in zip(symbols, network.fixed_charges, strict=True))
-        words.append(f" on top of fixed ones ({fixed})")
-    kinds = {
-        "dipoles": network.dipoles,
-        "quadrupoles": network.quadrupoles,
-        "softness κ (induced charges)": network.kappas,
-        "polarisability α (induced dipoles)": network.alphas,
-    }
-    present = [name for name, there in kinds.items() if there]
-    return "".join(words) + (f", latent {', '.join(present)}" if present else "")
 
 
 def _errors(frames: dict, deviations: dict[str, Deviations], symbols: list[str]) -> list[str]:
@@ -127,6 +112,16 @@ def _errors(frames: dict, deviations: dict[str, Deviations], symbols: list[str])
         cells += [_number(by_type.get(kind, math.nan)) for kind in range(len(symbols))]
         cells += [f"{_number(rmse['stress'])} ({_number(mae['stress'])})"] if stress else []
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _errors_by_file(by_file: dict[str, dict[str, Deviations]]) -> list[str]:
+    lines = ["| file | energy, meV/atom | forces, meV/Å |", "| --- | --- | --- |"]
+    for files in by_file.values():
+        for file, each in files.items():
+            rmse, mae = each.rmse(), each.mae()
+            cells = [f"{_number(rmse[name])} ({_number(mae[name])})" for name in ("energy", "forces")]
+            lines.append(f"| {file} | {' | '.join(cells)} |")
     return lines
 
 

@@ -10,7 +10,10 @@ the real salt NaMgCl₃. Disordered structures come from molecular dynamics far 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ase
+import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -24,6 +27,13 @@ STRENGTH, LENGTH = 0.20, 0.30
 FORMULA_UNITS = 12
 EDGE = 12.5
 TEMPERATURE = 1800.0
+
+#: Seeds and numbers of frames of the trajectories of each part; each trajectory has a cell, and a density, of its own.
+PARTS = {
+    "train": tuple((seed, 8) for seed in range(1, 9)),
+    "validation": ((9, 4), (10, 4)),
+    "test": ((11, 4), (12, 4)),
+}
 
 _KJ_PER_MOL = 96.48533212331  # in an eV
 #: Beyond this the repulsion is below 1e-5 eV; Ewald's method adapts to it. Å
@@ -118,3 +128,10 @@ def _with_labels(atoms: ase.Atoms, energy: float, forces: np.ndarray) -> ase.Ato
     atoms = atoms.copy()
     atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
     return atoms
+
+
+def write_parts(out: Path) -> None:
+    """Make the structures and their labels and write ``train.xyz``, ``validation.xyz`` and ``test.xyz``."""
+    for part, trajectories in PARTS.items():
+        structures = [atoms for seed, frames in trajectories for atoms in trajectory(seed, frames)]
+        ase.io.write(out / f"{part}.xyz", structures, format="extxyz")

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from les_md.training.bond_guard import BondGuard, StretchedFrame
-from les_md.training.configuration import TrainingSection
+from les_md.training.configuration import Stage, TrainingSection
 from les_md.training.dataset import Frame
-from les_md.training.deviations import Deviations, batch_loss
-from les_md.training.fit import EnergyModel, guard_shortfalls
+from les_md.training.deviations import Deviations, batch_loss, charge_deviation
+from les_md.training.fit import EnergyModel, Guard, guard_shortfalls
 from les_md.training.learning_rate import LearningRate
 
 
@@ -32,7 +31,7 @@ class Best:
 
 
 class Trainer:
-    """Adam with a schedule, an exponential average of the weights, and early stopping.
+    """Adam with a schedule, an exponential average of the weights, stages, and early stopping.
 
     The validation loss is that of the averaged weights, with the weights of the loss of the last epoch throughout, so
     that epochs can be compared; the guards that act add their terms, on the validation frames.
@@ -40,10 +39,11 @@ class Trainer:
     Parameters
     ----------
     model : trained in place; frames must be on its device.
-    training, validation : frames.
+    training, validation : frames; a training frame given several times counts as often.
     settings : how it is trained.
     seed : of the order of frames.
-    guards : of ``settings.bond_guards``, in their order.
+    guards : of ``settings.guard_sections``, in their order.
+    guesses : of the charges [N] of each training frame, e; needed where ``settings`` restrain them.
     """
 
     def __init__(
@@ -53,25 +53,39 @@ class Trainer:
         validation: list[Frame],
         settings: TrainingSection,
         seed: int,
-        guards: tuple[BondGuard, ...] = (),
+        guards: tuple[Guard, ...] = (),
+        guesses: list[torch.Tensor] | None = None,
     ) -> None:
         self.model = model
         self.training = training
         self.validation = validation
         self.settings = settings
         self.guards = guards
-        self.disturbed: dict[BondGuard, list[StretchedFrame]] = {}
+        self.guesses = guesses
+        self.disturbed: dict[Guard, list] = {}
         self.average = copy.deepcopy(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, amsgrad=True)
         self.order = torch.Generator().manual_seed(seed)
         self.steps_per_epoch = -(-len(training) // settings.batch_size)
-        self.learning_rate = LearningRate(settings, settings.epochs * self.steps_per_epoch)
         self.epoch = 0
-        self.step = 0
         self.seconds = 0.0
         self.history: list[dict] = []
         self.best: Best | None = None
+        self._begin(settings.stage(1))
+
+    def _begin(self, stage: Stage) -> None:
+        """Make all that a stage has of its own."""
+        self.step = 0
+        self.optimizer = torch.optim.Adam(self.parameters, lr=stage.learning_rate, amsgrad=True)
+        steps = (stage.last - stage.first + 1) * self.steps_per_epoch
+        self.learning_rate = LearningRate(self.settings, stage.learning_rate, steps)
+
+    def _next_stage(self, stage: Stage) -> None:
+        """Begin a stage with the weights kept of the one before."""
+        for model in (self.model, self.average):
+            model.network.load_state_dict(self.best.weights)
+        self.best = None
+        self._begin(stage)
 
     @property
     def stopped_early(self) -> bool:
@@ -89,21 +103,24 @@ class Trainer:
     def run_epoch(self, after_step: Callable[[], None] | None = None) -> dict:
         """Train one epoch and validate; return its line of the history.
 
-        The line holds epoch, learning_rate (of the last step), the weights of the loss, training_* (of the moving
-        weights, over the epoch) and validation_* (of the averaged weights) as loss and root mean square errors in
-        meV/atom, meV/Å and meV/Å³, guard_shortfall (root mean square of the force that stretched bonds of the
-        validation frames lack, eV/Å) and
-        seconds since the start of the training.
+        The line holds epoch, learning_rate (of the last step), the weights of the loss, charge_restraint (where there
+        ever is one; it is part of the training loss only), training_* (of the moving weights, over the epoch) and
+        validation_* (of the averaged weights) as loss and root mean square errors in meV/atom, meV/Å and meV/Å³,
+        guard_shortfall (root mean square of the force that disturbed validation frames lack, eV/Å) and seconds since
+        the start of the training.
 
         Raises TrainingError where the loss is not finite.
         """
         start = time.perf_counter()
         epoch = self.epoch + 1
-        weights = self.settings.weights(epoch)
+        stage = self.settings.stage(epoch)
+        if epoch == stage.first > 1:
+            self._next_stage(stage)
+        weights, restraint = self.settings.weights(epoch), self.settings.restraint(epoch)
         stress = self.settings.trains_on_stress
         active = [
             guard
-            for guard, section in zip(self.guards, self.settings.bond_guards, strict=True)
+            for guard, section in zip(self.guards, self.settings.guard_sections, strict=True)
             if epoch >= section.from_epoch
         ]
         deviations, total = Deviations(), 0.0
@@ -114,6 +131,9 @@ class Trainer:
                 group["lr"] = rate
             result = self.model.evaluate(batch, differentiable=True, stress=stress)
             loss = batch_loss(batch, result, weights)
+            if restraint > 0.0:
+                guesses = [self.guesses[index] for index in chosen.tolist()]
+                loss = loss + restraint * charge_deviation(result.charges, guesses)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is not finite in epoch {epoch}: lower training.learning_rate or set "
@@ -148,6 +168,8 @@ class Trainer:
         line = {"epoch": epoch, "learning_rate": rate, "energy_weight": weights.energy, "forces_weight": weights.forces}
         if stress:
             line["stress_weight"] = weights.stress
+        if self.settings.restrains_charges:
+            line["charge_restraint"] = restraint
         for part, loss_of_part, errors in (
             ("training", total / len(self.training), deviations.rmse()),
             ("validation", validation_loss, validated.rmse()),
@@ -179,18 +201,24 @@ class Trainer:
             deviations.add(batch, result)
         return total / len(self.validation), deviations
 
-    def _validate_guards(self, active: list[BondGuard]) -> list[tuple[BondGuard, float]]:
-        """Each guard that acts, with its mean shortfall in (eV/Å)² on the validation frames, disturbed always alike."""
+    def _validate_guards(self, active: list[Guard]) -> list[tuple[Guard, float]]:
+        """Each guard that acts, with its mean shortfall in (eV/Å)² on the validation frames, disturbed always alike.
+
+        Of frames that a guard cannot disturb nothing is asked; a guard for which there is no other one is left out.
+        """
         shortfalls = []
         for guard in active:
             if guard not in self.disturbed:
                 generator = torch.Generator().manual_seed(0)
-                self.disturbed[guard] = [guard.disturb(frame, generator) for frame in self.validation]
+                tried = (guard.disturb(frame, generator) for frame in self.validation)
+                self.disturbed[guard] = [each for each in tried if each is not None]
+            if not self.disturbed[guard]:
+                continue
             total = 0.0
             for each in self.disturbed[guard]:
                 _, forces = self.average(each.frame, differentiable=False)
                 total += float(each.shortfall(forces, guard.least_force).detach())
-            shortfalls.append((guard, total / len(self.validation)))
+            shortfalls.append((guard, total / len(self.disturbed[guard])))
         return shortfalls
 
     def state(self) -> dict:
@@ -212,6 +240,7 @@ class Trainer:
         """Go on from what ``state`` returned, with the same frames and settings."""
         self.model.network.load_state_dict(state["model"])
         self.average.network.load_state_dict(state["average"])
+        self._begin(self.settings.stage(max(state["epoch"], 1)))
         self.optimizer.load_state_dict(state["optimizer"])
         for name, value in state["learning_rate"].items():
             setattr(self.learning_rate, name, value)

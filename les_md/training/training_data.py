@@ -39,7 +39,8 @@ class TrainingData:
     """Frames by part ("train", "validation", "test"; the last may be empty).
 
     Attributes: ``atomic_numbers`` in type order; ``frames`` and ``sources`` by part; ``digests``, SHA-256 by file;
-    ``reference_energies`` [types] eV; ``notes`` for the user.
+    ``reference_energies`` [types] eV; ``notes`` for the user; ``repeats``, how often an epoch goes through the training
+    frames of a file.
     """
 
     atomic_numbers: tuple[int, ...]
@@ -48,6 +49,12 @@ class TrainingData:
     digests: dict[str, str]
     reference_energies: torch.Tensor
     notes: tuple[str, ...]
+    repeats: dict[str, int]
+
+    def epoch(self) -> list[int]:
+        """Numbers of the training frames that an epoch goes through, some perhaps several times."""
+        sources = self.sources["train"]
+        return [i for i, source in enumerate(sources) for _ in range(self.repeats.get(source.file, 1))]
 
     def split(self) -> dict:
         """Frames of each part by file and number, with the files' digests, for JSON."""
@@ -109,7 +116,8 @@ def read_training_data(
         energies = _given_energies(section.atomic_energies, numbers)
     else:
         energies = reference_energies(frames["train"], len(numbers))
-    return TrainingData(numbers, frames, sources, digests, energies, _notes(frames, sources, section))
+    notes = _notes(frames, sources, section)
+    return TrainingData(numbers, frames, sources, digests, energies, notes, section.repeat or {})
 
 
 def _read_files(

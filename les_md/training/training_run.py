@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from les_md.architectures.cace import native_checkpoint
-from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.exporting import ExportError, export
-from les_md.training.bond_guard import BondGuard
-from les_md.training.configuration import ConfigurationError, TrainingConfiguration
-from les_md.training.deviations import Deviations
-from les_md.training.fit import EnergyModel, standardise_inputs
+from les_md.training.charge_guess import bond_increment_charges, start_from_guess
+from les_md.training.configuration import ConfigurationError, TrainingConfiguration, TrainingSection
+from les_md.training.dataset import Frame
+from les_md.training.deviations import Deviations, deviations_of, together
+from les_md.training.fit import EnergyModel, Guard
 from les_md.training.history import write_figure, write_history
 from les_md.training.model_card import model_card
+from les_md.training.networks import NetworkConfiguration, checkpoint, initial_network, shift_energies
 from les_md.training.record import circumstances, write_checkpoint
 from les_md.training.run_folder import RunFolder, made_with, plain, write_text
 from les_md.training.trainer import Trainer, TrainingError
@@ -30,12 +30,17 @@ STANDARDISE_ON = 20
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a training starts from: ``data``, ``network`` configuration, initial ``model``, and the ``guards``."""
+    """What a training starts from.
+
+    Attributes: ``data``, ``network`` configuration, initial ``model``, the ``guards``, and ``guesses`` of the charges
+    [N] of each training frame where they are restrained.
+    """
 
     data: TrainingData
-    network: CACEConfiguration
+    network: NetworkConfiguration
     model: EnergyModel
-    guards: tuple[BondGuard, ...]
+    guards: tuple[Guard, ...]
+    guesses: list[torch.Tensor] | None
 
 
 def prepare(
@@ -55,18 +60,30 @@ def prepare(
     network_configuration = configuration.model.network(
         data.atomic_numbers, average_neighbours(data, configuration.model.cutoff)
     )
-    guards = tuple(section.guard(data.atomic_numbers) for section in configuration.training.bond_guards)
     frames = data.frames["train"]
+    guards = _guards(configuration.training, data)
     torch.manual_seed(configuration.seed)
-    network = CACENetwork(network_configuration).to(getattr(torch, configuration.dtype))
-    standardise_inputs(network, frames[:: -(-len(frames) // STANDARDISE_ON)])
+    initial_frames = frames[:: -(-len(frames) // STANDARDISE_ON)]
+    network = initial_network(network_configuration, initial_frames, getattr(torch, configuration.dtype))
+    if configuration.training.guess_charges:
+        start_from_guess(network, initial_frames, data.atomic_numbers)
     if isinstance(configuration.data.atomic_energies, dict):
         # The network begins with the mean binding energy, which average energies leave out.
         binding = torch.stack([(f.energy - data.reference_energies[f.types].sum()) / len(f.types) for f in frames])
-        with torch.no_grad():
-            network.energy_readout.linear.bias += binding.mean()
+        shift_energies(network, binding.mean())
     model = EnergyModel(network, data.reference_energies, configuration.long_range_parameters())
-    return Preparation(data, network_configuration, model.to(device), guards)
+    guesses = None
+    if configuration.training.restrains_charges:
+        guesses = [bond_increment_charges(frame, data.atomic_numbers) for frame in frames]
+    return Preparation(data, network_configuration, model.to(device), guards, guesses)
+
+
+def _guards(settings: TrainingSection, data: TrainingData) -> tuple[Guard, ...]:
+    isolated = any(not bool((frame.cell != 0.0).any()) for frame in data.frames["train"])
+    for key in ("contact_guard", "crowd_guard"):
+        if getattr(settings, key) is not None and not isolated:
+            raise ConfigurationError(f"training.{key} disturbs isolated clusters; all training frames are periodic")
+    return tuple(section.guard(data.atomic_numbers) for section in settings.guard_sections)
 
 
 def _device(name: str) -> torch.device:
@@ -114,8 +131,15 @@ def train(
     output.open(overwrite)
     data, device = preparation.data, torch.device(configuration.device)
     training, validation = ([frame.to(device) for frame in data.frames[part]] for part in PARTS[:2])
+    numbers, guesses = data.epoch(), preparation.guesses
     trainer = Trainer(
-        preparation.model, training, validation, configuration.training, configuration.seed, preparation.guards
+        preparation.model,
+        [training[i] for i in numbers],
+        validation,
+        configuration.training,
+        configuration.seed,
+        preparation.guards,
+        None if guesses is None else [guesses[i].to(device) for i in numbers],
     )
     origin = made_with(configuration, data)
     if output.checkpoint.is_file():
@@ -133,17 +157,18 @@ def train(
     return output
 
 
-def measure(model: EnergyModel, data: TrainingData, stress: bool, batch_size: int) -> dict[str, Deviations]:
-    """Deviations of a model on each part of the data that has frames."""
-    device = model.reference_energies.device
-    measured = {}
+def measure(model: EnergyModel, data: TrainingData, settings: TrainingSection) -> dict[str, dict[str, Deviations]]:
+    """Deviations of a model on each part of the data that has frames, by file."""
+    measured: dict[str, dict[str, Deviations]] = {}
     for part, frames in data.frames.items():
-        if not frames:
-            continue
-        measured[part] = Deviations()
-        for first in range(0, len(frames), batch_size):
-            batch = [frame.to(device) for frame in frames[first : first + batch_size]]
-            measured[part].add(batch, model.evaluate(batch, differentiable=False, stress=stress))
+        by_file: dict[str, list[Frame]] = {}
+        for frame, source in zip(frames, data.sources[part], strict=True):
+            by_file.setdefault(source.file, []).append(frame)
+        if by_file:
+            measured[part] = {
+                file: deviations_of(model, each, settings.batch_size, settings.trains_on_stress)
+                for file, each in by_file.items()
+            }
     return measured
 
 
@@ -156,7 +181,8 @@ def _finish(
     network.load_state_dict(trainer.best.weights)
     long_range = configuration.long_range_parameters()
     model = EnergyModel(network, data.reference_energies, long_range).to(trainer.model.reference_energies.device)
-    deviations = measure(model, data, settings.trains_on_stress, settings.batch_size)
+    by_file = measure(model, data, settings)
+    deviations = {part: together(each.values()) for part, each in by_file.items()}
     record = circumstances()
     record["versions"]["les_md"] = importlib.metadata.version("les_md")
     training = {
@@ -166,12 +192,15 @@ def _finish(
         "epochs": trainer.epoch,
         "seconds": round(trainer.seconds, 1),
         "errors": {part: each.rmse() for part, each in deviations.items()},
+        "errors_by_file": {
+            part: {file: each.rmse() for file, each in files.items()} for part, files in by_file.items()
+        },
         "error_units": {"energy": "RMSE, meV/atom", "forces": "RMSE, meV/Å", "stress": "RMSE, meV/Å³"},
         **record,
     }
     write_checkpoint(
         output.weights,
-        native_checkpoint(network, preparation.network, data.reference_energies, long_range, training),
+        checkpoint(network, preparation.network, data.reference_energies, long_range, training),
     )
     write_history(output, trainer.history)
     write_figure(output, trainer.history, trainer.best.epoch)
@@ -181,4 +210,4 @@ def _finish(
         )
     except (ExportError, RuntimeError) as error:
         raise TrainingError(f"the trained weights are in {output.weights}, but their export failed: {error}") from error
-    write_text(output.card, model_card(configuration, preparation, trainer, deviations, report.metadata, record))
+    write_text(output.card, model_card(configuration, preparation, trainer, by_file, report.metadata, record))

@@ -254,7 +254,7 @@ def test_atoms_on_top_of_each_other(models, lammps_of):
     atoms = water()
     atoms.positions[7] = atoms.positions[3]
     session = lammps_of(atoms).potential(models["water"])
-    message = r"non-finite energy at step 0; the closest atoms, [48] and [48], are 0 angstrom apart"
+    message = r"the model gives a non-finite energy at step 0; the closest atoms, [48] and [48], are 0 angstrom apart"
     with pytest.raises(Exception, match=message):
         session.run("run 0")
 

@@ -1,6 +1,6 @@
 """The model molten salt, and the CHGNet-LES that finds its charges from energies and forces."""
 
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import ase
@@ -16,8 +16,11 @@ from les_md import LESCalculator, export
 from les_md.architectures import LoadOptions, chgnet
 from les_md.checkpoint import read_checkpoint
 from les_md.models import bundled_models
-from les_md.training import chgnet_ionic
-from les_md.training.fit import EnergyModel, errors
+from les_md.training import recipes
+from les_md.training.configuration_file import parse_configuration
+from les_md.training.dataset import checked_frame
+from les_md.training.deviations import deviations_of
+from les_md.training.fit import EnergyModel
 from les_md.training.molten_salt import CHARGES, LENGTH, RADII, STRENGTH, ForceField, labelled
 
 #: Structures of the two test trajectories, with their labels.
@@ -35,7 +38,8 @@ def model(name: str):
 
 def errors_of(trained, structures: list[ase.Atoms]):
     energy_model = EnergyModel(trained.network, trained.reference_energies, trained.long_range)
-    return errors(energy_model, chgnet_ionic.as_frames(structures, "test"))
+    frames = [checked_frame(atoms, f"frame {i}", (11, 12, 17)) for i, atoms in enumerate(structures)]
+    return deviations_of(energy_model, frames).rmse()
 
 
 # ---- the force field
@@ -107,23 +111,28 @@ def test_long_range_beats_its_twin(held_out):
     """On structures of trajectories that training never saw; the errors are those of the card."""
     long_range = errors_of(model("molten_salt_chgnet"), held_out)
     twin = errors_of(model("molten_salt_chgnet_short_range"), held_out)
-    assert long_range.forces < 0.25 * twin.forces
-    assert long_range.energy < 0.25 * twin.energy
+    assert long_range["forces"] < 0.25 * twin["forces"]
+    assert long_range["energy"] < 0.25 * twin["energy"]
     stored = torch.load(bundled_models()["molten_salt_chgnet"], weights_only=True)["training"]
-    assert stored["force_field_charges"] == CHARGES
-    assert long_range.forces == pytest.approx(stored["errors"]["test"]["forces"], rel=0.01)
+    assert long_range["forces"] == pytest.approx(stored["errors"]["test"]["forces"], rel=0.01)
 
 
-def test_training(held_out, tmp_path):
-    """Two epochs: a checkpoint that can be exported, with its twin beside it; the loss falls."""
-    parts = {"train": held_out[:2], "validation": held_out[2:3], "test": held_out[3:]}
-    schedule = replace(chgnet_ionic.SCHEDULE, epochs=4, validate_every=2, warmup_steps=2)
-    for short_range in (False, True):
-        path = chgnet_ionic.train(tmp_path, parts, short_range, schedule)
-        checkpoint = read_checkpoint(path)
-        assert chgnet.matches(checkpoint)
-        assert (checkpoint["long_range"] is None) == short_range
-        history = path.with_suffix(".csv").read_text().splitlines()
-        assert len(history) == 3
-        first, last = (float(line.split(",")[4]) for line in history[1:])
-        assert last < first
+@pytest.mark.parametrize("short_range", [False, True])
+def test_recipe(held_out, tmp_path, monkeypatch, short_range):
+    """Four epochs of the recipe: the network of the bundled model, of which the loss falls."""
+
+    def write(out: Path) -> None:
+        for part, structures in {"train": held_out[:2], "validation": held_out[2:3], "test": held_out[3:4]}.items():
+            ase.io.write(out / f"{part}.xyz", structures, format="extxyz")
+
+    monkeypatch.setattr(recipes.molten_salt, "write_parts", write)
+    arguments = ["molten_salt_chgnet", "--out", str(tmp_path), "--epochs", "4"]
+    assert recipes.main([*arguments, "--short-range"] if short_range else arguments) == 0
+    stored = read_checkpoint(tmp_path / "model" / "model.pth")
+    name = "molten_salt_chgnet_short_range" if short_range else "molten_salt_chgnet"
+    bundled = torch.load(bundled_models()[name], weights_only=True)
+    assert stored["configuration"] == bundled["configuration"] and stored["long_range"] == bundled["long_range"]
+    history = json.loads((tmp_path / "model" / "history.json").read_text())
+    assert history[-1]["validation_loss"] < history[0]["validation_loss"]
+    settings = parse_configuration(recipes.configuration("molten_salt_chgnet"), "recipe").training
+    assert (settings.epochs, settings.stages[0].learning_rate, settings.gradient_limit) == (240, 0.004, 1.0)

@@ -7,18 +7,23 @@ from importlib.resources import files
 
 import pytest
 
+from les_md.architectures.chgnet_network import CHGNetConfiguration
 from les_md.electrostatics import LongRangeParameters
 from les_md.training.bond_guard import BondGuard
+from les_md.training.chgnet_section import CHGNetSection
 from les_md.training.configuration import (
-    BondGuardSection,
     ConfigurationError,
     DataSection,
     ModelSection,
+    Stage,
     TrainingConfiguration,
     TrainingSection,
     flatten,
 )
 from les_md.training.configuration_file import parse_configuration, read_configuration
+from les_md.training.contact_guard import ContactGuard
+from les_md.training.crowd_guard import CrowdGuard
+from les_md.training.guard_sections import BondGuardSection, ContactGuardSection, CrowdGuardSection
 
 TEMPLATE = files("les_md.training").joinpath("template.yaml").read_text(encoding="utf-8")
 
@@ -64,6 +69,8 @@ def test_template_shows_every_key_and_its_default():
         ModelSection,
         TrainingSection,
         BondGuardSection,
+        ContactGuardSection,
+        CrowdGuardSection,
         LongRangeParameters,
     ):
         for each in dataclasses.fields(section):
@@ -71,6 +78,9 @@ def test_template_shows_every_key_and_its_default():
     # What cannot stand together is taken out: schedules have options of their own.
     for name in (
         "bond_guards",
+        "contact_guard",
+        "crowd_guard",
+        "repeat",
         "test",
         "group_key",
         "stress_key",
@@ -111,6 +121,45 @@ def test_bond_guards():
         section.guard((1, 6))
 
 
+def test_chgnet():
+    line = next(each for each in TEMPLATE.splitlines() if "A CHGNet instead" in each).split("instead: ")[1]
+    text = MINIMAL.replace("model:\n  cutoff: 4.5\n", f"{line}\n")
+    section = parse_configuration(text, "c.yaml").model
+    # The template shows the defaults, and every key but two that it explains for a CACE.
+    assert section == CHGNetSection(5.0)
+    shown = [each.name for each in dataclasses.fields(section) if f"{each.name}:" in line]
+    assert len(shown) == len(dataclasses.fields(section)) - 2
+    assert section.network((11, 17), 10.0) == CHGNetConfiguration((11, 17), 5.0)
+    assert parse_configuration(changed("cutoff", "architecture: cace\n  cutoff"), "c.yaml").model == ModelSection(4.5)
+
+
+def test_guards_of_clusters():
+    lines = [
+        each.replace("# ", "") for each in TEMPLATE.splitlines() if "contact_guard: {" in each or "d_guard: {" in each
+    ]
+    text = changed("  epochs: 20", "\n".join(["  epochs: 20", *lines]))
+    training = parse_configuration(text, "c.yaml").training
+    # The template shows the defaults, of the sections and of the guards themselves.
+    assert training.guard_sections == (ContactGuardSection(), CrowdGuardSection())
+    numbers = (1, 6, 7, 8)
+    guards = [section.guard(numbers) for section in training.guard_sections]
+    assert guards == [ContactGuard(numbers), CrowdGuard(numbers)]
+    with pytest.raises(ConfigurationError, match=r"training.crowd_guard: N is not an element of the model"):
+        training.crowd_guard.guard((1, 6, 8))
+    text = changed("  epochs: 20", "  epochs: 20\n  contact_guard: {from_epoch: 4}\n  crowd_guard: {from_epoch: 9}")
+    assert parse_configuration(text, "c.yaml").training.guarded_from == 9
+
+
+def test_stages():
+    text = changed(
+        "epochs: 20", "epochs: 20\n  learning_rate: {1: 0.01, 7: 0.002, 15: 1e-3}\n  charge_restraint: {1: 2, 7: 0}"
+    )
+    training = parse_configuration(text, "c.yaml").training
+    assert training.stages == (Stage(1, 6, 0.01), Stage(7, 14, 0.002), Stage(15, 20, 0.001))
+    assert [training.stage(epoch).first for epoch in (1, 6, 7, 14, 15, 20)] == [1, 1, 7, 7, 15, 15]
+    assert training.restrains_charges and [training.restraint(epoch) for epoch in (6, 7)] == [2.0, 0.0]
+
+
 def test_files_may_be_one_or_several():
     text = changed("train.xyz", "[a.xyz, b.xyz]").replace("0.1", "v.xyz")
     configuration = parse_configuration(text, "c.yaml")
@@ -138,6 +187,20 @@ def test_files_may_be_one_or_several():
         (changed("epochs: 20", "epochs:"), r"line 9: 'training.epochs' has no value"),
         (changed("epochs: 20", "epochs: 0"), r"line 9: training: epochs must be greater than 0, got 0"),
         (changed("4.5", "wide"), r"line 7: 'model.cutoff' must be a number, got 'wide'"),
+        (
+            changed("4.5", "4.5\n  architecture: mace"),
+            r"line 8: unknown 'model.architecture' 'mace'; known: cace",
+        ),
+        (changed("4.5", "4.5\n  architecture: chgnet\n  max_l: 3"), r"line 9: unknown key 'model.max_l'; did you mean"),
+        (
+            changed("4.5", "4.5\n  architecture: chgnet\n  three_body_cutoff: 5"),
+            r"three_body_cutoff must not be",
+        ),
+        (changed("4.5", "4.5\n  architecture: chgnet\n  atom_hidden: [0]"), r"atom_hidden: widths .* greater than 0"),
+        (
+            changed("4.5", "4.5\n  architecture: chgnet").replace("20", "20\n  guess_charges: true"),
+            r"guess_charges needs model.architecture: cace",
+        ),
         (changed("4.5", ".nan"), r"line 7: 'model.cutoff' must be a number, got '.nan'"),
         (changed("4.5", "4.5\n  charges: maybe"), r"line 8: 'model.charges' must be true or false, got 'maybe'"),
         (changed("4.5", "4.5\n  hidden: [a]"), r"line 8: 'model.hidden\[0\]' must be an integer, got 'a'"),
@@ -204,7 +267,28 @@ def test_files_may_be_one_or_several():
             r"stretched must be two lengths in Å, the shorter one first",
         ),
         (changed("20", f"20\n  bond_guards: [{{{GUARD.replace('O', 'Oo')}}}]"), r"centre: 'Oo' is not an element"),
-        (changed("20", f"20\n  bond_guards: [{{{GUARD}}}]") + "device: cuda\n", r"bond_guards need device: cpu"),
+        (changed("20", f"20\n  bond_guards: [{{{GUARD}}}]") + "device: cuda\n", r"crowd_guard\) need device: cpu"),
+        (changed("20", "20\n  learning_rate: 0"), r"learning_rate must be greater than 0"),
+        (changed("20", "20\n  learning_rate: {2: 0.1}"), r"learning_rate: the epochs .* counted from 1"),
+        (changed("20", "20\n  learning_rate: {1: 0.1, 21: 0.1}"), r"learning_rate: epoch 21 is beyond the last, 20"),
+        (changed("20", "20\n  learning_rate: {1: 0.1, 9: 0.1}\n  patience: 3"), r"patience is for a single learning_"),
+        (
+            changed("20", "20\n  learning_rate: {1: 0.1, 9: 0.01}\n  final_learning_rate: 0.05"),
+            r"final_learning_rate must be between 0 and learning_rate",
+        ),
+        (changed("20", "20\n  contact_guard: {heavy: [2, 1]}"), r"heavy must be two numbers greater than 0"),
+        (changed("20", "20\n  contact_guard: true"), r"'training.contact_guard' must be a mapping, got 'true'"),
+        (changed("20", "20\n  contact_guard: {from_epoch: 30}"), r"guards: epoch 30 is beyond the last, 20"),
+        (changed("20", "20\n  crowd_guard: {centres: [X]}"), r"centres: 'X' is not an element"),
+        (changed("20", "20\n  crowd_guard: {centres: []}"), r"centres needs at least one element"),
+        (changed("20", "20\n  crowd_guard: {numbers: [2.5, 3]}"), r"numbers\[0\]' must be an integer, got '2.5'"),
+        (changed("20", "20\n  charge_restraint: -1"), r"charge_restraint must not be negative"),
+        (
+            changed("20", "20\n  guess_charges: true").replace("4.5", "4.5\n  charges: false"),
+            r"guess_charges and charge_restraint need model.charges: true",
+        ),
+        (changed("0.1", "0.1\n  repeat: {a.xyz: 2}"), r"repeat: 'a.xyz' is not a training file"),
+        (changed("0.1", "0.1\n  repeat: {train.xyz: 0}"), r"used once or more often, got 0 for 'train.xyz'"),
         (changed("20", "20\n  energy_weight: 0\n  forces_weight: 0"), r"all weights of the loss are 0"),
     ],
 )

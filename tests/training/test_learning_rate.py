@@ -10,7 +10,7 @@ from les_md.training.learning_rate import LearningRate
 
 def rates(**settings) -> list[float]:
     section = TrainingSection(**({"epochs": 10, "learning_rate": 0.1, "warmup_steps": 0} | settings))
-    learning_rate = LearningRate(section, 100)
+    learning_rate = LearningRate(section, 0.1, 100)
     return [learning_rate.at(step) for step in range(101)]
 
 
@@ -38,11 +38,11 @@ def test_plateau():
     section = TrainingSection(
         10, learning_rate=0.1, warmup_steps=0, learning_rate_schedule="plateau", plateau_factor=0.1, plateau_patience=2
     )
-    learning_rate, seen = LearningRate(section, 100), []
+    learning_rate, seen = LearningRate(section, 0.1, 100), []
     for loss in (3.0, 2.0, 2.0, 2.5, 1.0, 1.0, 0.9, 0.9, 0.9):
         learning_rate.validated(loss)
         seen.append(learning_rate.at(7))
     assert seen == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01, 0.01, 0.001])
     # Its memory is its state.
-    again = LearningRate(section, 100, **learning_rate.state())
+    again = LearningRate(section, 0.1, 100, **learning_rate.state())
     assert again == learning_rate

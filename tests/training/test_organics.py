@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import ase
@@ -9,20 +10,24 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+import yaml
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics import LongRangeParameters
 from les_md.models import resolve_checkpoint
-from les_md.training import organics
+from les_md.training import organics, recipes
 from les_md.training.bond_guard import BondGuard, edges_within, stretch_bonds
 from les_md.training.bonds import bond_matrix
 from les_md.training.charge_guess import bond_increment_charges, formal_charges, start_from_guess
+from les_md.training.configuration import LossWeights
+from les_md.training.configuration_file import parse_configuration, read_configuration
 from les_md.training.contact_guard import ContactGuard, squeeze_contact
 from les_md.training.crowd_guard import CrowdGuard
-from les_md.training.dataset import Frame, checked_frame
-from les_md.training.fit import EnergyModel, Schedule, errors, fit, loss, standardise_inputs
+from les_md.training.dataset import Frame, checked_frame, read_frames
+from les_md.training.deviations import batch_loss, charge_deviation
+from les_md.training.fit import EnergyModel, standardise_inputs
 from les_md.training.spice import (
     ATOMIC_NUMBERS,
     DIPOLAR,
@@ -31,7 +36,10 @@ from les_md.training.spice import (
     read_absolute,
     read_dipolar,
 )
+from les_md.training.training_run import train
 
+RECIPE = parse_configuration(recipes.configuration("organics_wb97m"), "organics_wb97m.yaml")
+GUARDS = tuple(section.guard(ATOMIC_NUMBERS) for section in RECIPE.training.bond_guards)
 SMALL = CACEConfiguration(ATOMIC_NUMBERS, 4.0, 2, num_bessel=4, num_radial=3, max_l=2, max_nu=2, hidden=(8,))
 H, C, N, O = range(4)
 
@@ -97,20 +105,6 @@ def test_both_sets_are_on_one_energy_scale(samples):
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
 
 
-def test_a_short_training_lowers_the_loss(samples):
-    parts = organics.split(samples)
-    small = [i for i in parts["train"] if len(samples[i].atoms) <= 12][:4]
-    training = organics.training_frames(samples, small)
-    torch.manual_seed(0)
-    network = CACENetwork(SMALL).float()
-    standardise_inputs(network, training[:1])
-    schedule = Schedule(epochs=2, warmup_steps=5, average=0.5, validate_every=1)
-    guards = tuple(replace(guard, every=1) for guard in organics.GUARDS)
-    result = fit(SMALL, LongRangeParameters(), training, training, schedule, guard=guards, frames_per_step=2)
-    before = errors(EnergyModel(network, result.reference_energies, LongRangeParameters()), training).forces
-    assert result.history[-1]["validation_forces"] < 0.9 * before
-
-
 def test_energies_of_the_other_kind_are_refused(tmp_path):
     atoms = labelled("H2O", 0, energy=-9.8)
     ase.io.write(tmp_path / "relative.xyz", atoms)
@@ -152,20 +146,20 @@ def test_loss_of_several_frames_is_their_mean():
     network = CACENetwork(SMALL).double()
     standardise_inputs(network, frames)
     model = EnergyModel(network, torch.zeros(4, dtype=torch.float64), LongRangeParameters())
-    together = loss(model, frames, 10.0)
-    alone = [loss(model, frame, 10.0) for frame in frames]
-    for term in range(2):
-        mean = sum(float(each[term].detach()) for each in alone) / 3
-        assert float(together[term].detach()) == pytest.approx(mean, rel=1e-12)
+    weights = LossWeights(10.0, 1.0, 0.0)
+    together = batch_loss(frames, model.evaluate(frames, differentiable=True), weights)
+    alone = [batch_loss([frame], model.evaluate([frame], differentiable=True), weights) for frame in frames]
+    mean = sum(float(each.detach()) for each in alone) / 3
+    assert float(together.detach()) == pytest.approx(mean, rel=1e-12)
     network.zero_grad()
-    together[0].backward()
+    together.backward()
     gradient = network.radial_mixing[1].grad.clone()
     network.zero_grad()
-    (sum(each[0] for each in alone) / 3).backward()
+    (sum(alone) / 3).backward()
     assert float((gradient - network.radial_mixing[1].grad).abs().max()) <= 1e-12 * float(gradient.abs().max())
 
 
-@pytest.mark.parametrize("guard", organics.GUARDS, ids=lambda guard: "HCNO"[guard.centre])
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: "HCNO"[guard.centre])
 def test_guards_stretch_bonds_of_their_elements(guard):
     frame = frame_of("HCOOH") if guard.centre == O else frame_of("CH3CONH2")
     stretched = stretch_bonds(frame, replace(guard, fraction=1.0, clearance=0.5), torch.Generator().manual_seed(0))
@@ -304,16 +298,18 @@ def test_formal_charges_of_zwitterions(samples):
 
 
 def test_restraint_of_the_charges():
-    """The restraint adds its weight times the mean square difference from the guess."""
+    """The mean over frames of the mean square difference from the guess, which reaches the charges' weights."""
     frames = [frame_of("H2O", 2), frame_of("CH3CH2OH", 3)]
     torch.manual_seed(1)
     network = CACENetwork(SMALL).double()
     model = EnergyModel(network, torch.zeros(4, dtype=torch.float64), LongRangeParameters())
     guesses = [bond_increment_charges(frame, ATOMIC_NUMBERS) for frame in frames]
-    free, restrained = loss(model, frames, 1.0)[0], loss(model, frames, 1.0, guesses, 7.0)[0]
-    charges = model.evaluate(frames, differentiable=False)[2]
+    charges = model.evaluate(frames, differentiable=True).charges
     mean = sum(float((q[:, 0].detach() - g).square().mean()) for q, g in zip(charges, guesses, strict=True)) / 2
-    assert float((restrained - free).detach()) == pytest.approx(7.0 * mean, rel=1e-6)
+    deviation = charge_deviation(charges, guesses)
+    assert float(deviation.detach()) == pytest.approx(mean, rel=1e-12)
+    deviation.backward()
+    assert float(network.charge_readout.output.weight.grad.abs().max()) > 0.0
 
 
 def test_training_may_start_from_guessed_charges():
@@ -329,17 +325,91 @@ def test_training_may_start_from_guessed_charges():
         assert float((charges - guess).square().mean().sqrt()) < 0.3 * float(guess.square().mean().sqrt())
 
 
-def test_bundled_checkpoint_is_what_the_script_makes():
-    path = resolve_checkpoint("organics_wb97m")
-    assert path.stat().st_size <= 1_000_000
-    checkpoint = torch.load(path, weights_only=True)
-    assert checkpoint["configuration"] == organics.CONFIGURATION.to_dict()
-    assert checkpoint["long_range"] == organics.LONG_RANGE.to_dict()
-    assert checkpoint["training"]["stages"] == [stage.to_dict() for stage in organics.STAGES]
-    assert checkpoint["training"]["repeats"] == organics.REPEATS | {"others": organics.OTHERS}
-
-
 def test_bundled_checkpoint_has_the_split_of_the_script(samples):
     stored = torch.load(resolve_checkpoint("organics_wb97m"), weights_only=True)["training"]["split"]
     parts = {part: [samples[i].source for i in chosen] for part, chosen in organics.split(samples).items()}
     assert stored == parts
+
+
+def test_files_of_the_parts(samples, shared, tmp_path):
+    """The recipe's files hold the frames of the split, with the energies relative to isolated atoms."""
+    recipes.write_data("organics_wb97m", shared / "data", tmp_path)
+    data = RECIPE.data
+    named = {"train": data.train, "validation": data.validation, "test": data.test}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(name for each in named.values() for name in each)
+    for part, chosen in organics.split(samples).items():
+        stored = {}
+        for name in named[part]:
+            frames = read_frames(tmp_path / name, ATOMIC_NUMBERS)
+            sources = [atoms.info["source"] for atoms in ase.io.read(tmp_path / name, ":")]
+            stored |= dict(zip(sources, frames, strict=True))
+        assert len(stored) == len(chosen)
+        for i in chosen:
+            frame, again = samples[i].frame, stored[samples[i].source]
+            assert float(again.energy) == pytest.approx(float(frame.energy), abs=1e-6)
+            assert torch.equal(again.types, frame.types)
+            assert torch.allclose(again.positions, frame.positions, atol=1e-7)
+            assert torch.allclose(again.forces, frame.forces, atol=1e-7)
+
+
+def test_bundled_checkpoint_is_of_the_recipe():
+    """Its settings, in the words of the program that made it, are those of the recipe."""
+    path = resolve_checkpoint("organics_wb97m")
+    assert path.stat().st_size <= 1_000_000
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["configuration"] == RECIPE.model.network(ATOMIC_NUMBERS, 10.0).to_dict()
+    assert checkpoint["long_range"] == RECIPE.long_range_parameters().to_dict()
+    stored, settings = checkpoint["training"], RECIPE.training
+    repeat = {name.removeprefix("train_").removesuffix(".xyz"): times for name, times in RECIPE.data.repeat.items()}
+    for subset in organics.BY_RANK:
+        assert repeat.pop(subset) == stored["repeats"]["others"]
+    assert {**repeat, DIPOLAR: 1, "others": 2} == stored["repeats"]
+    assert settings.batch_size == stored["frames_per_step"]
+    assert len(settings.stages) == len(stored["stages"])
+    for stage, made in zip(settings.stages, stored["stages"], strict=True):
+        schedule = made["schedule"]
+        assert stage.last - stage.first + 1 == schedule["epochs"] and stage.learning_rate == schedule["learning_rate"]
+        assert settings.restraint(stage.first) == settings.restraint(stage.last) == made["charge_restraint"]
+        assert settings.weights(stage.last).energy == schedule["energy_weight"]
+        for name in ("warmup_steps", "average", "gradient_limit"):
+            assert getattr(settings, name) == schedule[name]
+        active = [each for each in settings.guard_sections if each.from_epoch <= stage.first]
+        assert [each.guard(ATOMIC_NUMBERS).to_dict() for each in active] == made["guards"]
+
+
+def test_a_short_run_of_the_recipe(samples, tmp_path):
+    """All five stages, an epoch each, on few small frames of every subset: the errors fall, and it goes on exactly."""
+    text = yaml.safe_load(recipes.configuration("organics_wb97m"))
+    for part, chosen in organics.split(samples).items():
+        for name in text["data"][part]:
+            subset = name.removeprefix(f"{part}_").removesuffix(".xyz")
+            of_subset = [samples[i] for i in chosen if samples[i].subset == subset]
+            small = sorted(of_subset, key=lambda sample: len(sample.atoms))[:2]
+            ase.io.write(tmp_path / name, [organics.labelled(sample) for sample in small], format="extxyz")
+    training = text["training"]
+    training |= {"epochs": 5, "warmup_steps": 5, "average": 0.9, "charge_restraint": {1: 1.0, 2: 0.0}}
+    training["learning_rate"] = dict(zip(range(1, 6), training["learning_rate"].values(), strict=True))
+    training["contact_guard"]["from_epoch"], training["crowd_guard"]["from_epoch"] = 3, 5
+    text["model"] |= {"max_l": 2, "max_nu": 2, "num_radial": 4, "hidden": [16]}
+    path = tmp_path / "organics_wb97m.yaml"
+    path.write_text(yaml.safe_dump(text))
+    output = train(read_configuration(path), tmp_path)
+    history = json.loads(output.history_json.read_text())
+    assert history[-1]["validation_forces"] < 0.8 * history[0]["validation_forces"]
+    card = output.card.read_text()
+    assert "| test_water.xyz |" in card and "| train_qmugs.xyz |" in card
+    text["output"] = "again"
+    path.write_text(yaml.safe_dump(text))
+
+    class Stop(Exception):
+        pass
+
+    def stop(trainer) -> None:
+        if trainer.epoch == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(read_configuration(path), tmp_path, after_epoch=stop)
+    again = train(read_configuration(path), tmp_path, resume=True)
+    first, second = (torch.load(each.weights, weights_only=True)["state_dict"] for each in (output, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -26,7 +26,7 @@ from les_md.exporting import ExportError
 from les_md.training import command, training_run
 from les_md.training.configuration_file import parse_configuration, read_configuration
 from les_md.training.dataset import checked_frame
-from les_md.training.fit import EnergyModel, Schedule, fit
+from les_md.training.fit import EnergyModel
 from les_md.training.trainer import TrainingError
 from les_md.training.training_run import prepare, train
 from tests.training.ionic_crystals import crystal, write_crystals
@@ -150,6 +150,32 @@ def test_float32_and_short_range_models(folder):
     )
 
 
+@pytest.mark.parametrize("charges", [True, False])
+def test_chgnet(folder, charges):
+    """Another architecture in the same loop: it learns, goes on exactly, and is what its exported file computes."""
+    values = settings(data={"atomic_energies": {"Na": -10.0, "Cl": -20.0}}, training={"epochs": 12}, output="whole")
+    values["model"] = {"architecture": "chgnet", "cutoff": 4.0, "num_blocks": 2, "max_n": 4, "max_f": 2}
+    values["model"] |= {f"{name}_width": 8 for name in ("atom", "bond", "angle")} | {"charges": charges}
+    values["model"] |= {f"{name}_hidden": [8] for name in ("atom", "bond", "readout", "charge")}
+    whole = run(folder, values)
+    history = json.loads(whole.history_json.read_text())
+    assert history[-1]["validation_loss"] < 0.5 * history[0]["validation_loss"]
+    with pytest.raises(Stop):
+        run(folder, values | {"output": "parts"}, after_epoch=stop_after(5))
+    assert same(weights(whole), weights(run(folder, values | {"output": "parts"}, resume=True)))
+    model = prepare(read_configuration(whole.configuration), folder).model
+    model.network.load_state_dict(weights(whole))
+    # The radial functions still vanish at the cutoff.
+    assert torch.equal(model.network.bond_expansion.frequencies, torch.pi * torch.arange(1, 5).double())
+    atoms = crystal(40)
+    atoms.calc = LESCalculator(whole.model, kspace="ewald")
+    assert atoms.calc.model.has_long_range == charges
+    energy, forces = model(checked_frame(crystal(40), "", (11, 17)), False)
+    assert atoms.get_potential_energy() == pytest.approx(float(energy.detach()), rel=1e-12)
+    assert np.allclose(atoms.get_forces(), forces.numpy(), rtol=1e-9, atol=1e-10)
+    assert "CHGNet in MatGL's layout (native), cutoff 4 Å, 2 blocks" in whole.card.read_text()
+
+
 def test_given_atomic_energies_leave_the_binding_to_the_network(folder):
     values = settings(data={"atomic_energies": {"Na": -10.0, "Cl": -20.0}})
     preparation = prepare(read_configuration(write(folder, values)), folder)
@@ -162,39 +188,133 @@ def test_given_atomic_energies_leave_the_binding_to_the_network(folder):
         assert abs(float(model(frame, False)[0].detach() - frame.energy)) / count < 0.5 * abs(binding)
 
 
-def test_it_trains_as_the_scripts_of_the_bundled_models_do(folder):
-    """Three epochs give the weights that ``fit.fit`` gives, which has a loop of its own."""
-    values = settings(dtype="float32", training={"epochs": 3, "energy_weight": 0.5})
-    got = weights(run(folder, values))
-    configuration = read_configuration(folder / "config.yaml")
-    preparation = prepare(configuration, folder)
-    frames = preparation.data.frames
-    schedule = Schedule(epochs=3, warmup_steps=4, average=0.9, energy_weight=0.5, validate_every=1)
-    expected = fit(
-        preparation.network,
-        configuration.long_range_parameters(),
-        frames["train"],
-        frames["validation"],
-        schedule,
-        frames_per_step=2,
-        standardise_on=training_run.STANDARDISE_ON,
-    )
-    assert expected.best_epoch == 3
-    for name, value in expected.network.state_dict().items():
-        assert torch.allclose(got[name], value, rtol=1e-5, atol=1e-6), name
-
-
 def test_same_seed_same_weights(folder):
     first = weights(run(folder, settings()))
     assert same(first, weights(run(folder, settings(output="again"))))
     assert not same(first, weights(run(folder, settings(output="other", seed=1))))
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_a_stage_begins_with_the_weights_kept_of_the_one_before(folder):
+    """Adam, average and schedule are new; with no rate to speak of, the weights stay what they were."""
+    first = run(folder, settings(training={"epochs": 4, "learning_rate": 0.02}))
+    staged = settings(output="staged", training={"epochs": 6, "learning_rate": {1: 0.02, 5: 1e-40}})
+    second = run(folder, staged)
+    kept = weights(first)
+    for name, value in weights(second).items():
+        assert torch.allclose(value, kept[name], rtol=1e-14, atol=1e-14), name
+    history = json.loads(second.history_json.read_text())
+    assert history[3]["learning_rate"] < 0.003 and history[4]["learning_rate"] < 1e-39
+    assert torch.load(second.weights, weights_only=True)["training"]["best_epoch"] > 4
+    staged["training"]["learning_rate"] = {1: 0.02, 5: 0.02}
+    rates = [line["learning_rate"] for line in json.loads(run(folder, staged, overwrite=True).history_json.read_text())]
+    # It warms up again and falls again.
+    assert rates[4] > 3.0 * rates[3] and rates[5] < rates[4]
+
+
+def test_frames_of_a_file_may_be_repeated(tmp_path):
+    write_crystals(tmp_path / "a.xyz", 4)
+    write_crystals(tmp_path / "b.xyz", 3, first=5)
+    write_crystals(tmp_path / "v.xyz", 2, first=8)
+    values = settings(data={"train": ["a.xyz", "b.xyz"], "validation": "v.xyz", "repeat": {"b.xyz": 3}})
+    del values["data"]["group_key"], values["data"]["test"]
+    preparation = prepare(read_configuration(write(tmp_path, values)), tmp_path)
+    assert preparation.data.epoch() == [0, 1, 2, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6]
+    seen = []
+    run(tmp_path, values, after_step=lambda: seen.append(1))
+    assert len(seen) == 7 * 6  # of 13 frames, two a step
+    # The same file by another name is the same run; another number of repetitions is not.
+    (tmp_path / "b.xyz").rename(tmp_path / "c.xyz")
+    values["data"] |= {"train": ["a.xyz", "c.xyz"], "repeat": {"c.xyz": 3}}
+    run(tmp_path, values, resume=True)
+    with pytest.raises(TrainingError, match=r"data.repeat: \[1, 3\] in the run, \[1, 1\] now"):
+        run(tmp_path, settings(data=values["data"] | {"repeat": None}), resume=True)
+
+
+def clusters(path: Path) -> Path:
+    """Water molecules with labels of springs, alone, in pairs and in threes."""
+    frames = []
+    for seed in range(12):
+        atoms = molecules(seed)[: (3, 6, 9)[seed % 3]]
+        forces = molecules(seed).get_forces()[: len(atoms)]
+        atoms.pbc, atoms.cell = False, None
+        for i, corner in enumerate(np.eye(3)[: len(atoms) // 3]):
+            atoms.positions[3 * i : 3 * i + 3] += 2.9 * corner - atoms.positions[3 * i]
+        atoms.calc = SinglePointCalculator(atoms, energy=-470.0 * len(atoms) / 3, forces=forces)
+        frames.append(atoms)
+    ase.io.write(path, frames)
+    return path
+
+
+def test_guards_and_charges_of_clusters(tmp_path):
+    """What the model of organic molecules needs: stages, restrained charges, guards of clusters; resumed exactly."""
+    clusters(tmp_path / "data.xyz")
+    clusters(tmp_path / "validation.xyz")
+    training = {
+        "epochs": 12,
+        "learning_rate": {1: 0.01, 7: 0.01},
+        "warmup_steps": 4,
+        "average": 0.5,
+        "gradient_limit": 10.0,
+        "batch_size": 3,
+        "guess_charges": True,
+        "charge_restraint": {1: 100.0, 7: 0.0},
+        "contact_guard": {"from_epoch": 3, "every": 1, "reach": 4.0, "least_force": 5.0},
+        "crowd_guard": {"from_epoch": 7, "every": 1, "centres": ["O"], "numbers": [2, 2], "weight": 1.0},
+    }
+    values = settings(training=training, model={"zbl": False}) | {
+        "data": {"train": "data.xyz", "validation": "validation.xyz"},
+        "output": "whole",
+    }
+    whole = run(tmp_path, values)
+    history = json.loads(whole.history_json.read_text())
+    assert [line["charge_restraint"] for line in history] == [100.0] * 6 + [0.0] * 6
+    shortfalls = [line["guard_shortfall"] for line in history]
+    assert shortfalls[:2] == [None] * 2 and None not in shortfalls[2:]
+    plain = {key: value for key, value in training.items() if not key.endswith("_guard")}
+    unguarded = run(tmp_path, values | {"training": plain, "output": "unguarded"})
+    preparation = prepare(read_configuration(whole.configuration), tmp_path)
+    for guard in preparation.guards:
+        generator = torch.Generator().manual_seed(1)
+        tried = [guard.disturb(frame, generator) for frame in preparation.data.frames["train"]]
+        disturbed, missing = [each for each in tried if each is not None], []
+        assert disturbed
+        for output in (whole, unguarded):
+            preparation.model.network.load_state_dict(weights(output))
+            forces = [preparation.model(each.frame, differentiable=False)[1] for each in disturbed]
+            parts = zip(disturbed, forces, strict=True)
+            missing.append(sum(float(each.shortfall(force, guard.least_force)) for each, force in parts))
+        assert missing[0] < 0.7 * missing[1], (guard, missing)
+    for stop in (5, 9):
+        with pytest.raises(Stop):
+            run(tmp_path, values | {"output": "parts"}, resume=True, after_epoch=stop_after(stop))
+    assert same(weights(whole), weights(run(tmp_path, values | {"output": "parts"}, resume=True)))
+    # A single stage with a strong restraint ends near the guess; without guess and restraint charges are small.
+    for changes, far in (({}, False), ({"guess_charges": False, "charge_restraint": 0.0}, True)):
+        short = {**training, "learning_rate": 0.01, "epochs": 3} | {"charge_restraint": 100.0} | changes
+        del short["contact_guard"], short["crowd_guard"]
+        values["training"] = short
+        output = run(tmp_path, values | {"output": f"far{far}"})
+        model = prepare(read_configuration(output.configuration), tmp_path).model
+        model.network.load_state_dict(weights(output))
+        data = prepare(read_configuration(whole.configuration), tmp_path)
+        charges = [model.evaluate([frame], False).charges[0][:, 0] for frame in data.data.frames["train"]]
+        error = torch.cat([q.detach() - guess for q, guess in zip(charges, data.guesses, strict=True)])
+        assert (float(error.square().mean().sqrt()) > 0.3) == far
+    periodic = settings(training={"epochs": 7, "contact_guard": {}})
+    write_crystals(tmp_path / "crystals.xyz", 6)
+    periodic["data"] = {"train": "crystals.xyz", "validation": 0.25}
+    with pytest.raises(ValueError, match=r"training.contact_guard disturbs isolated clusters; all .* are periodic"):
+        prepare(read_configuration(write(tmp_path, periodic)), tmp_path)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", "stages"])
 def test_interrupted_run_goes_on_exactly(folder, schedule):
     training = {"learning_rate_schedule": schedule, "energy_weight": {1: 1.0, 4: 10.0}}
     if schedule == "plateau":
         training["plateau_patience"] = 1
+    elif schedule == "stages":
+        # One interruption lies at the border of two stages, one within the second.
+        training |= {"learning_rate_schedule": "cosine", "learning_rate": {1: 0.01, 2: 0.005}}
     values = settings(training=training)
     whole = run(folder, values)
     values["output"] = "parts"
