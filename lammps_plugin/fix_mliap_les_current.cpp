@@ -42,6 +42,7 @@ void FixMLIAPLESCurrent::init()
 void FixMLIAPLESCurrent::setup(int /*vflag*/)
 {
   end_of_step();
+  pair_->warn_at_rest();
 }
 
 /* ---------------------------------------------------------------------- */

@@ -25,7 +25,7 @@ namespace les_md {
 using LAMMPS_NS::json;
 using torch::Tensor;
 
-static constexpr int oldest_format = 3, newest_format = 4;
+static constexpr int oldest_format = 3, newest_format = 5;
 static constexpr const char *metadata_name = "les_md.json";
 
 // Own nodes evaluated at a time where there is no message passing: larger tensors leave the processor's cache.
@@ -44,8 +44,14 @@ struct LESModel::Script {
     torch::jit::IValue state;
   };
   std::vector<Block> blocks;
-  Tensor charge;    // of all own nodes
+  Tensor charge;    // of all own nodes, and their other latent variables
   Tensor weights;    // of the polarisation, of all own nodes
+  // Of models with latent variables beyond charges:
+  Tensor total_charge;    // with induced ones
+  Tensor density, induced_density;    // of all processes
+  Tensor field;                       // that the density gives
+  torch::jit::IValue induced{c10::List<Tensor>()};    // what "spread_induced" returned for "gather_induced"
+  Tensor rows;    // of the polarisation weights that are pulled back, where not all are
 
   torch::jit::IValue call(const char *method, std::vector<torch::jit::IValue> arguments)
   {
@@ -155,6 +161,27 @@ void copy_out(const Tensor &matrix, std::array<double, 9> &out)
   copy_out(matrix, out.data());
 }
 
+// As les_md/electrostatics/latent_layout.py counts them; files without this entry have charges alone.
+void read_latent(const json &metadata, ModelInfo &info)
+{
+  info.num_columns = info.n_q;
+  if (!metadata.contains("latent")) return;
+  const auto &latent = metadata.at("latent");
+  const std::pair<const char *, int> kinds[] = {{"dipoles", 3}, {"quadrupoles", 6}, {"kappas", 1}, {"alphas", 1}};
+  for (const auto &kind : kinds) {
+    if (!latent.at(kind.first).get<bool>()) continue;
+    info.num_columns += kind.second * info.n_q;
+    info.multipoles = true;
+    if (kind.second == 1) info.responds = true;
+    info.latent += std::string(", latent ") + kind.first;
+  }
+  for (const auto &entry : latent.items())
+    if (entry.key() != "num_charges" &&
+        std::none_of(std::begin(kinds), std::end(kinds), [&](const auto &kind) { return entry.key() == kind.first; }))
+      throw std::runtime_error("the model has latent variables that this les_md does not know (" + entry.key() +
+                               "): update les_md");
+}
+
 // Runs a part of an evaluation and turns what it throws into a message for the user.
 template <class Part> void guarded(Part &&part)
 {
@@ -204,7 +231,7 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
     const int format = metadata.at("format_version").get<int>();
     if (format < oldest_format || format > newest_format)
       throw std::runtime_error("'" + path + "' has format version " + std::to_string(format) +
-                               ", this les_md reads versions " + std::to_string(oldest_format) + " and " +
+                               ", this les_md reads versions " + std::to_string(oldest_format) + " to " +
                                std::to_string(newest_format) + ": " +
                                (format > newest_format ? "update les_md or " : "") +
                                "export the model with this version");
@@ -215,6 +242,7 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
     info_.num_layers = metadata.at("num_layers").get<int>();
     info_.n_q = metadata.at("n_q").get<int>();
     info_.long_range = !metadata.at("long_range").is_null();
+    read_latent(metadata, info_);
     info_.response = info_.long_range && format >= 4;
   } catch (const json::exception &error) {
     throw std::runtime_error("'" + path + "' holds damaged metadata in " + metadata_name + ": " + error.what());
@@ -225,6 +253,10 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
   if (info_.response)
     methods.insert(methods.end(), {"polarisation_weights", "polarisation_sums", "pull_back_response",
                                    "born_effective_charges_of", "field_terms", "field_rows", "field_forces"});
+  if (info_.multipoles)
+    methods.insert(methods.end(), {"long_range_energies", "total_charges", "total_dipoles", "spread_induced",
+                                   "solve_induced", "gather_induced", "centred_weights", "field_weights",
+                                   "spread_response", "gather_response", "field_terms_of"});
   for (const auto &method : methods)
     if (!script_->module.find_method(method))
       throw std::runtime_error("'" + path + "' is damaged: the model has no method " + method);
@@ -280,8 +312,8 @@ std::string LESModel::describe_plan()
 int LESModel::response_passes(const ResponseRequest &request)
 {
   if (!request.any() || (isolated() && !request.born)) return 0;
-  if (info_.num_layers == 1) return 1;
-  if (request.born) return isolated() ? 3 : 6;
+  if (info_.num_layers == 1 && !info_.multipoles) return 1;
+  if (request.born) return isolated() ? 3 : info_.multipoles ? 9 : 6;
   int passes = 0;
   guarded([&] {
     const Tensor field = Script::matrix(request.electric_field.data(), 1, script_->device)[0];
@@ -365,7 +397,7 @@ void LESModel::forward(const Graph &graph, const ResponseRequest &request)
     Clock clock(device);
     make_blocks(graph);
     for (size_t k = 0; k < script_->blocks.size(); ++k) forward_block(graph, k);
-    std::vector<Tensor> charges{torch::zeros({0, info_.n_q}, torch::TensorOptions(torch::kFloat64).device(device))};
+    std::vector<Tensor> charges{torch::zeros({0, info_.num_columns}, torch::TensorOptions(torch::kFloat64).device(device))};
     for (const auto &block : script_->blocks) charges.push_back(block.charge);
     script_->charge = torch::cat(charges);
     times.forward += clock.lap();
@@ -374,12 +406,75 @@ void LESModel::forward(const Graph &graph, const ResponseRequest &request)
       const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
       const Tensor positions = view(graph.positions, {own, 3}).to(device);
       copy_out(script_->call("spread", {positions, script_->charge, script_->plan}).toTensor(), density_);
+      script_->total_charge = script_->charge;
+      script_->induced = c10::List<Tensor>();
+      if (info_.multipoles) script_->total_charge = script_->charge.narrow(1, 0, info_.n_q);
       if (request.any()) {
         script_->weights = script_->call("polarisation_weights", {positions, script_->cell}).toTensor();
-        copy_out(script_->call("polarisation_sums", {script_->weights, script_->charge}).toTensor(), response_sums_);
+        if (!info_.responds) sum_weights();
       }
       times.density += clock.lap();
     }
+  });
+}
+
+void LESModel::sum_weights()
+{
+  copy_out(script_->call("polarisation_sums", {script_->weights, script_->total_charge}).toTensor(), response_sums_);
+}
+
+// The density of all processes gives the field, and the field what it induces in the own atoms.
+void LESModel::induce(const Graph &graph, const ResponseRequest &request)
+{
+  const auto device = script_->device;
+  guarded([&] {
+    const torch::NoGradGuard no_tape;
+    Clock clock(device);
+    script_->density = view(density_, {static_cast<int64_t>(density_.size())}).clone().to(device);
+    script_->field = script_->call("solve", {script_->density, script_->plan}).toTuple()->elements()[0].toTensor();
+    times.solve += clock.lap();
+    const Tensor positions = view(graph.positions, {static_cast<int64_t>(graph.own), 3}).to(device);
+    const auto spread =
+        script_->call("spread_induced", {script_->field, positions, script_->charge, script_->plan}).toTuple();
+    copy_out(spread->elements()[0].toTensor(), density_);
+    script_->induced = spread->elements()[1];
+    script_->total_charge = script_->call("total_charges", {script_->charge, script_->induced}).toTensor();
+    if (request.any()) sum_weights();
+    times.density += clock.lap();
+  });
+}
+
+// Weights of the polarisation less their means, as far as the request needs them.
+void LESModel::prepare_weights(const ResponseRequest &request)
+{
+  const auto device = script_->device;
+  const Tensor means = view(response_sums_, {static_cast<int64_t>(response_sums_.size())}).to(device) /
+      static_cast<double>(std::max<int64_t>(request_.atoms, 1));
+  const Tensor field = Script::matrix(request.electric_field.data(), 1, device)[0];
+  Tensor &weights = script_->weights;
+  weights = script_->call("centred_weights", {weights, means}).toTensor();
+  script_->rows = Tensor();
+  if (request.field && isolated()) {    // the last row is that of the field's energy
+    const Tensor of_field = script_->call("field_weights", {weights, field}).toTensor();
+    weights = request.born ? torch::cat({weights, of_field}) : of_field;
+  } else if (!request.born) {
+    script_->rows = script_->call("field_rows", {script_->cell, field}).toTensor().nonzero().squeeze(1);
+    weights = weights.index_select(0, script_->rows);
+  }
+}
+
+void LESModel::respond(const Graph &graph, const ResponseRequest &request)
+{
+  const auto device = script_->device;
+  guarded([&] {
+    const torch::NoGradGuard no_tape;
+    Clock clock(device);
+    script_->induced_density = view(density_, {static_cast<int64_t>(density_.size())}).clone().to(device);
+    prepare_weights(request);
+    const Tensor positions = view(graph.positions, {static_cast<int64_t>(graph.own), 3}).to(device);
+    copy_out(script_->call("spread_response", {script_->weights, positions, script_->charge, script_->plan}).toTensor(),
+             density_);
+    times.density += clock.lap();
   });
 }
 
@@ -398,16 +493,30 @@ void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseReque
     if (info_.long_range) {
       const torch::NoGradGuard no_tape;
       const Tensor density = view(density_, {static_cast<int64_t>(density_.size())}).to(device);
-      const auto solved = script_->call("solve", {density, script_->plan}).toTuple();
-      copy_out(solved->elements()[1].toTensor(), out.system_strain);
+      if (info_.responds) {
+        if (!request.any()) script_->induced_density = density;
+      } else {
+        script_->density = density;
+      }
+      auto solved = script_->call("solve", {script_->density, script_->plan}).toTuple();
+      Tensor strain = solved->elements()[1].toTensor();
+      if (info_.responds) {
+        solved = script_->call("solve_induced", {script_->density, script_->induced_density, script_->plan}).toTuple();
+        strain = strain + solved->elements()[1].toTensor();
+      }
+      copy_out(strain, out.system_strain);
       times.solve += clock.lap();
       if (own > 0) {
         const Tensor &q = script_->charge;
         const Tensor positions = view(graph.positions, {own, 3}).to(device);
+        std::vector<torch::jit::IValue> arguments{solved->elements()[0], positions, q, script_->plan};
+        if (info_.responds) arguments.push_back(script_->induced);
         const auto gathered =
-            script_->call("gather", {solved->elements()[0], positions, q, script_->plan}).toTuple();
+            script_->call(info_.responds ? "gather_induced" : "gather", std::move(arguments)).toTuple();
         potential = gathered->elements()[0].toTensor();
-        copy_out((q * potential).sum(1) * 0.5, out.long_range_energy.data());
+        const Tensor energies = info_.multipoles ? script_->call("long_range_energies", {q, potential}).toTensor()
+                                                 : (q * potential).sum(1) * 0.5;
+        copy_out(energies, out.long_range_energy.data());
         copy_out(gathered->elements()[1].toTensor(), out.long_range_force.data());
         copy_out(gathered->elements()[2].toTensor(), out.atoms_strain);
       }
@@ -417,39 +526,68 @@ void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseReque
     out.edge_gradient.assign(graph.vectors.size(), 0.0);
     out.short_range_energy.resize(graph.own);
     out.charge.resize(graph.own * info_.n_q);
-    copy_out(script_->charge, out.charge.data());
+    copy_out(script_->charge.narrow(1, 0, info_.n_q), out.charge.data());
     // The field of an isolated system changes the cotangent of the charges, that of another needs Born charges.
     const bool response = request.born || (request.field && !isolated());
     out.born.clear();
     out.field_energy.clear();
     out.field_force.clear();
-    Tensor means, field, rows, pulled_back;
+    Tensor means, field, rows, pulled_back, explicit_part;
     if (request.any()) {
       means = view(response_sums_, {static_cast<int64_t>(response_sums_.size())}).to(device) /
           static_cast<double>(std::max<int64_t>(request_.atoms, 1));
-      script_->weights = script_->weights - means.narrow(0, 0, script_->weights.size(0)).unsqueeze(1);
       field = Script::matrix(request.electric_field.data(), 1, device)[0];
+      if (!info_.multipoles)
+        script_->weights = script_->weights - means.narrow(0, 0, script_->weights.size(0)).unsqueeze(1);
     }
-    if (request.field && isolated() && own > 0) {
-      const auto terms =
-          script_->call("field_terms", {script_->charge, means[-1], script_->weights,
-                                        view(graph.positions, {own, 3}).to(device), field})
-              .toTuple();
-      copy_out(terms->elements()[0].toTensor(), out.field_energy);
-      potential = potential + terms->elements()[1].toTensor().unsqueeze(1);
+    const auto add_terms_of_field = [&](const Tensor &energies, const Tensor &forces, const Tensor &strain_derivative) {
+      copy_out(energies, out.field_energy);
       std::vector<double> force;
-      copy_out(terms->elements()[2].toTensor(), force);
+      copy_out(forces, force);
       for (size_t k = 0; k < force.size(); ++k) out.long_range_force[k] += force[k];
       std::array<double, 9> strain;
-      copy_out(terms->elements()[3].toTensor(), strain);
+      copy_out(strain_derivative, strain);
       for (size_t k = 0; k < strain.size(); ++k) out.atoms_strain[k] += strain[k];
+    };
+    const Tensor own_positions = view(graph.positions, {own, 3}).to(device);
+    if (request.any() && info_.multipoles) {
+      const torch::NoGradGuard no_tape;
+      if (!info_.responds) prepare_weights(request);
+      const Tensor density = view(density_, {static_cast<int64_t>(density_.size())}).to(device);
+      const auto gathered = script_->call("gather_response", {density, script_->weights, own_positions, script_->charge,
+                                                              script_->plan, script_->induced, field})
+                                .toTuple();
+      script_->weights = gathered->elements()[0].toTensor();    // now for all latent variables
+      explicit_part = gathered->elements()[1].toTensor();
+      rows = script_->rows;
+      if (request.field && isolated()) {
+        const int64_t last = script_->weights.size(0) - 1;
+        if (own > 0) {
+          const auto dipoles = script_->call("total_dipoles", {script_->charge, script_->induced}).toTensor();
+          const auto terms = script_->call("field_terms_of", {script_->charge, script_->total_charge, dipoles, means[-1],
+                                                              explicit_part[last], own_positions, field})
+                                 .toTuple();
+          potential = potential + script_->weights[last];
+          add_terms_of_field(terms->elements()[0].toTensor(), terms->elements()[1].toTensor(),
+                             terms->elements()[2].toTensor());
+        }
+        script_->weights = script_->weights.narrow(0, 0, last);
+        explicit_part = explicit_part.narrow(0, 0, last);
+      }
+    } else if (request.field && isolated() && own > 0) {
+      const auto terms =
+          script_->call("field_terms", {script_->charge, means[-1], script_->weights, own_positions, field}).toTuple();
+      potential = potential + terms->elements()[1].toTensor().unsqueeze(1);
+      add_terms_of_field(terms->elements()[0].toTensor(), terms->elements()[2].toTensor(),
+                         terms->elements()[3].toTensor());
     }
     if (response) {
-      if (!request.born) {
+      if (!request.born && !info_.multipoles) {
         rows = script_->call("field_rows", {script_->cell, field}).toTensor().nonzero().squeeze(1);
         script_->weights = script_->weights.index_select(0, rows);
       }
       pulled_back = torch::zeros({script_->weights.size(0), all, 3}, script_->weights.options());
+      if (explicit_part.defined()) pulled_back.narrow(1, 0, own).copy_(explicit_part);
     }
     for (auto &block : script_->blocks) {
       // dE/d(edge vector) of the own nodes' energy: cotangent 1 for their energies, the potential for their charges
@@ -457,7 +595,7 @@ void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseReque
       if (block.last_edge > block.first_edge) {
         const int64_t size = block.last_node - block.first_node, nodes = block.types.size(0);
         const Tensor energy_cotangent = torch::zeros({nodes}, block.energy.options());
-        const Tensor charge_cotangent = torch::zeros({nodes, info_.n_q}, block.energy.options());
+        const Tensor charge_cotangent = torch::zeros({nodes, info_.num_columns}, block.energy.options());
         energy_cotangent.narrow(0, 0, size).fill_(1.0);
         if (potential.defined())
           charge_cotangent.narrow(0, 0, size).copy_(potential.narrow(0, block.first_node, size));
@@ -465,7 +603,9 @@ void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseReque
                                                   block.state,   energy_cotangent, charge_cotangent};
         Tensor gradient;
         if (response) {
-          const Tensor weights = torch::zeros({script_->weights.size(0), nodes}, script_->weights.options());
+          auto shape = script_->weights.sizes().vec();
+          shape[1] = nodes;
+          const Tensor weights = torch::zeros(shape, script_->weights.options());
           weights.narrow(1, 0, size).copy_(script_->weights.narrow(1, block.first_node, size));
           arguments.emplace_back(weights);
           const auto both = script_->call("pull_back_response", std::move(arguments)).toTuple();
@@ -486,10 +626,11 @@ void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseReque
     if (response) {
       const Tensor positions = view(graph.positions, {all, 3}).to(device);
       if (rows.defined())    // tensors that are complete as far as the field has components
-        pulled_back = torch::zeros({6, all, 3}, pulled_back.options()).index_copy(0, rows, pulled_back);
+        pulled_back = torch::zeros({info_.multipoles ? 9 : 6, all, 3}, pulled_back.options())
+                          .index_copy(0, rows, pulled_back);
       const Tensor tensors =
           script_->call("born_effective_charges_of",
-                        {script_->charge, means[-1], pulled_back, positions, script_->cell})
+                        {script_->total_charge, means[-1], pulled_back, positions, script_->cell})
               .toTensor();
       if (request.born) copy_out(tensors, out.born);
       if (request.field && !isolated())

@@ -19,6 +19,10 @@ struct ModelInfo {
   double cutoff = 0.0;
   int num_layers = 1;
   int n_q = 0;
+  int num_columns = 0;       // of all latent variables of an atom, charges first
+  bool multipoles = false;    // latent variables beyond charges
+  bool responds = false;      // charges or dipoles are induced
+  std::string latent;         // the latent variables in words
   bool long_range = false;
   bool response = false;    // the file offers Born charges to several processes
 };
@@ -62,7 +66,7 @@ struct ResponseRequest {
 // Energies, charges and forces of the own nodes; sums over processes are those of the whole system.
 struct Evaluation {
   std::vector<double> short_range_energy;       // [own]
-  std::vector<double> long_range_energy;        // [own], half of charge times potential
+  std::vector<double> long_range_energy;        // [own], half of charge (and dipole, quadrupole) times potential
   std::vector<double> charge;                   // [own,n_q]
   std::vector<double> edge_gradient;            // [E,3], of the own nodes' energy, charges' response included
   std::vector<double> long_range_force;         // [own,3], at fixed charges
@@ -97,7 +101,11 @@ class LESModel {
 
   // One evaluation is forward, a sum of the density over processes, and backward. With a request also the sums
   // that Born charges need are made, to be summed over processes like a density.
+  // Where charges or dipoles are induced (info().responds), "induce" comes after the first sum, and makes another
+  // density to be summed; then, where there is a request, "respond", which makes a third.
   void forward(const Graph &graph, const ResponseRequest &request);
+  void induce(const Graph &graph, const ResponseRequest &request);
+  void respond(const Graph &graph, const ResponseRequest &request);
   // Densities of the processes are summed; if this is true, they are put one after the other instead.
   bool density_is_list_of_atoms() const { return density_is_list_; }
   std::vector<double> &density() { return density_; }
@@ -116,6 +124,8 @@ class LESModel {
   bool isolated() const { return request_.cell == std::array<double, 9>{}; }
   void make_blocks(const Graph &graph);
   void forward_block(const Graph &graph, size_t number);
+  void sum_weights();
+  void prepare_weights(const ResponseRequest &request);
 
   std::unique_ptr<Script> script_;
   ModelInfo info_;

@@ -18,7 +18,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <new>
 
 #include <mpi.h>
 #include <sys/resource.h>
@@ -31,7 +33,7 @@ PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
     Pair(lmp), device_("cpu"), threads_(0), write_charges_(false), kspace_("auto"), accuracy_(1e-5), slab_(false),
     fixed_kset_(false), current_every_(0), sum_rule_(false), ghost_cutoff_(0.0), with_ghost_neighbors_(false),
     graph_(lmp), mapped_step_(-1), total_atoms_(0), kset_chosen_(false), kset_cell_{}, graph_reported_(false),
-    born_wanted_(0), born_step_(-1), graph_time_(0.0), reduction_time_(0.0), calls_(0)
+    current_step_(-1), current_time_(0.0), last_current_{}, polarisation_change_{}, warned_at_rest_(false), born_wanted_(0), born_step_(-1), graph_time_(0.0), reduction_time_(0.0), calls_(0)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -44,7 +46,8 @@ PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
   comm_reverse = 9;    // Born charges
 
   nextra = 2;
-  pvector = new double[6]();    // short-range energy, long-range energy, current, energy of the electric field
+  // short-range energy, long-range energy, current, energy of the electric field, change of the polarisation
+  pvector = new double[9]();
 }
 
 /* ---------------------------------------------------------------------- */
@@ -73,13 +76,23 @@ void PairMLIAPLES::compute(int eflag, int vflag)
   const double start = platform::walltime();
   std::string problem;
   const bool new_list = neighbor->ago == 0 || neighbor->lastcall != mapped_step_;    // the same on every process
-  if (new_list || !graph_.maps(atom->nlocal + atom->nghost)) problem = graph_.map_images(type_of_);
+  // These vectors are the first to grow with the system: no memory for them is a message, not the end of the program.
+  const auto with_memory = [this](auto &&part) -> std::string {
+    try {
+      return part();
+    } catch (const std::bad_alloc &) {
+      return fmt::format("not enough memory for the edges of {} atoms at step {}", atom->nlocal, update->ntimestep);
+    }
+  };
+  if (new_list || !graph_.maps(atom->nlocal + atom->nghost))
+    problem = with_memory([this] { return graph_.map_images(type_of_); });
   if (new_list) {
     mapped_step_ = neighbor->lastcall;
     const bigint own = graph_.mapped_atoms();
     MPI_Allreduce(&own, &total_atoms_, 1, MPI_LMP_BIGINT, MPI_SUM, world);
   }
-  if (problem.empty()) problem = graph_.build(list, model_->info().cutoff, model_->info().num_layers);
+  if (problem.empty())
+    problem = with_memory([this] { return graph_.build(list, model_->info().cutoff, model_->info().num_layers); });
   stop_if_any(problem);
   graph_time_ += platform::walltime() - start;
 
@@ -90,7 +103,8 @@ void PairMLIAPLES::compute(int eflag, int vflag)
   evaluate(request);
   apply_forces();
   store_charges();
-  std::fill_n(&pvector[2], 3, std::numeric_limits<double>::quiet_NaN());    // until the end of a step that has it
+  for (const int first : {2, 6})    // until the end of a step that has them
+    std::fill_n(&pvector[first], 3, std::numeric_limits<double>::quiet_NaN());
   born_step_ = -1;
   if (request.born) store_born();
 }
@@ -101,26 +115,34 @@ void PairMLIAPLES::compute(int eflag, int vflag)
 
 void PairMLIAPLES::evaluate(const les_md::ResponseRequest &request)
 {
-  std::string problem;
-  try {
-    model_->forward(graph_.graph(), request);
-  } catch (const std::exception &failure) {
-    problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
-  }
-  stop_if_any(problem);
-  if (model_->info().long_range) reduce_density();
+  double nearest = 0.0;
+  const auto attempt = [&](const std::function<std::string()> &part) {
+    std::string problem;
+    try {
+      problem = part();
+    } catch (const std::exception &failure) {
+      problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
+    }
+    stop_if_any(problem, nearest);
+  };
+  const auto makes_density = [&](void (les_md::LESModel::*part)(const les_md::Graph &, const les_md::ResponseRequest &)) {
+    attempt([&] {
+      (*model_.*part)(graph_.graph(), request);
+      return std::string();
+    });
+    if (model_->info().long_range) reduce_density();
+  };
+  makes_density(&les_md::LESModel::forward);
+  if (model_->info().responds) makes_density(&les_md::LESModel::induce);
   if (request.any()) {
     auto &sums = model_->response_sums();
     MPI_Allreduce(MPI_IN_PLACE, sums.data(), static_cast<int>(sums.size()), MPI_DOUBLE, MPI_SUM, world);
+    if (model_->info().responds) makes_density(&les_md::LESModel::respond);
   }
-  double nearest = 0.0;
-  try {
+  attempt([&] {
     model_->backward(graph_.graph(), result_, request);
-    problem = find_non_finite(nearest);
-  } catch (const std::exception &failure) {
-    problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
-  }
-  stop_if_any(problem, nearest);
+    return find_non_finite(nearest);
+  });
   ++calls_;
 }
 
@@ -355,8 +377,8 @@ void PairMLIAPLES::coeff(int narg, char **arg)
   update_current_fix();
   const int threads = threads_ > 0 ? threads_ : comm->nthreads;
   if (comm->me == 0)
-    utils::logmesg(lmp, "mliap/les: {} ({}, {}), types{}, cutoff {:g}, {}, device {}, {} thread{}\n", arg[2],
-                   info.architecture, info.dtype, mapping, info.cutoff,
+    utils::logmesg(lmp, "mliap/les: {} ({}, {}), types{}, cutoff {:g}{}, {}, device {}, {} thread{}\n", arg[2],
+                   info.architecture, info.dtype, mapping, info.cutoff, info.latent,
                    info.long_range ? "kspace " + kspace_ : "short range only", model_->device(), threads,
                    threads == 1 ? "" : "s");
 }

@@ -33,7 +33,9 @@ class PairMLIAPLES : public Pair {
   int pack_reverse_comm(int, int, double *) override;
   void unpack_reverse_comm(int, int *, double *) override;
 
-  void tally_current();    // for FixMLIAPLESCurrent
+  // for FixMLIAPLESCurrent
+  void tally_current();
+  void warn_at_rest();
 
  private:
   void allocate();
@@ -55,6 +57,7 @@ class PairMLIAPLES : public Pair {
   les_md::ResponseRequest wanted_response();
   void check_response(const std::string &what) const;
   void store_born();
+  void integrate_current();
   void update_current_fix();
   std::string current_fix_id() const;
   void *extract_born(int &ncol);
@@ -90,6 +93,12 @@ class PairMLIAPLES : public Pair {
 
   std::vector<double> charge_;    // [nlocal,n_q], zero for atoms of NULL types
   std::vector<double *> charge_rows_;
+
+  bigint current_step_;                        // of the last current, -1 if none is to be integrated from
+  double current_time_;                        // of that step
+  std::array<double, 3> last_current_;         // of the own atoms, as are the next
+  std::array<double, 3> polarisation_change_;
+  bool warned_at_rest_;
 
   int born_wanted_;               // set by fix pair for one evaluation
   bigint born_step_;              // step that born_ belongs to

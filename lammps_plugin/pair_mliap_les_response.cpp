@@ -29,7 +29,8 @@ using namespace LAMMPS_NS;
 les_md::ResponseRequest PairMLIAPLES::wanted_response()
 {
   les_md::ResponseRequest request;
-  // Velocities have no meaning in a minimisation.
+  // Velocities have no meaning in a minimisation, and atoms move without them.
+  if (update->whichflag == 2) current_step_ = -1;
   const bool current = current_every_ > 0 && update->whichflag == 1 && update->ntimestep % current_every_ == 0;
   request.born = born_wanted_ != 0 || current;
   if (!field_text_.empty()) {
@@ -95,6 +96,50 @@ void PairMLIAPLES::tally_current()
   current[0] = current[1] = current[2] = 0.0;
   for (int i = 0; i < atom->nlocal; ++i)
     for (int k = 0; k < 9; ++k) current[k / 3] += born_[9 * static_cast<size_t>(i) + k] * atom->v[i][k % 3];
+  integrate_current();
+}
+
+/* ----------------------------------------------------------------------
+   change of the polarisation: the integral of the current by trapezoids, from the first of a row of equally spaced steps
+   where a run goes on from the last step of another, its first current (velocities may be new) replaces the other's last
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::integrate_current()
+{
+  const bigint step = update->ntimestep;
+  const double time = update->atime + static_cast<double>(step - update->atimestep) * update->dt;
+  if (current_step_ < 0 || (step != current_step_ && step != current_step_ + current_every_)) {
+    polarisation_change_ = {};
+  } else if (step != current_step_) {
+    for (int a = 0; a < 3; ++a)
+      polarisation_change_[a] += 0.5 * (time - current_time_) * (last_current_[a] + pvector[2 + a]);
+  }
+  current_step_ = step;
+  current_time_ = time;
+  for (int a = 0; a < 3; ++a) {
+    last_current_[a] = pvector[2 + a];
+    pvector[6 + a] = polarisation_change_[a];
+  }
+}
+
+/* ----------------------------------------------------------------------
+   once, at the start of a run or at a snapshot of rerun: there may have been no velocities to read
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::warn_at_rest()
+{
+  if (warned_at_rest_ || born_step_ != update->ntimestep || update->ntimestep % current_every_) return;
+  int moving = 0, any = 0;
+  for (int i = 0; i < atom->nlocal && !moving; ++i)
+    moving = atom->v[i][0] != 0.0 || atom->v[i][1] != 0.0 || atom->v[i][2] != 0.0;
+  MPI_Allreduce(&moving, &any, 1, MPI_INT, MPI_MAX, world);
+  if (any) return;
+  warned_at_rest_ = true;
+  if (comm->me == 0)
+    error->warning(FLERR,
+                   "Pair style mliap/les: the current is zero at step {} because all velocities are: give velocities "
+                   "(velocity all create, or vx vy vz in the dump that is read)",
+                   update->ntimestep);
 }
 
 /* ----------------------------------------------------------------------
@@ -103,8 +148,11 @@ void PairMLIAPLES::tally_current()
 
 void PairMLIAPLES::update_current_fix()
 {
-  nextra = !field_text_.empty() ? 6 : current_every_ > 0 ? 5 : 2;
-  std::fill_n(&pvector[2], 4, std::numeric_limits<double>::quiet_NaN());
+  nextra = current_every_ > 0 ? 9 : !field_text_.empty() ? 6 : 2;
+  std::fill_n(&pvector[2], 7, std::numeric_limits<double>::quiet_NaN());
+  if (field_text_.empty()) pvector[5] = 0.0;
+  current_step_ = -1;
+  warned_at_rest_ = false;
   if (!domain->box_exist) return;    // no fix without; pair_coeff comes back to it
   const std::string id = current_fix_id();
   Fix *fix = modify->get_fix_by_id(id);

@@ -122,7 +122,7 @@ class LESCalculator(Calculator):
         if self.electric_field is not None and not atoms.pbc.any():
             self.results["field_energy"] = output["field_energy"]
         if self.model.has_long_range and not atoms.pbc.any():
-            self.results["dipole"] = self.evaluator.dipole_moment(charges, configuration[1])
+            self.results["dipole"] = self.evaluator.dipole_moment_of(output, configuration[1])
         if atoms.cell.rank == 3 and atoms.pbc.any():
             self.results["stress"] = full_3x3_to_voigt_6_stress(output["strain_derivative"] / atoms.get_volume())
 

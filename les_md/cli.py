@@ -54,7 +54,7 @@ def export_main(arguments: list[str] | None = None) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``les-md``: exported files, bundled models, the LAMMPS plugin, spectra and dielectric constants."""
+    """``les-md``: exported files, bundled models, the LAMMPS plugin, what works here, spectra, dielectric constants."""
     parser = argparse.ArgumentParser(prog="les-md", description="Long-range machine-learning potentials in MD.")
     parser.add_argument("--version", action="version", version=f"les_md {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -67,6 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     build = commands.add_parser("build", help="compile the LAMMPS plugin now instead of at the first use")
     build.add_argument("--force", action="store_true", help="compile again even if the plugin is up to date")
     build.set_defaults(function=_build)
+    doctor = commands.add_parser(
+        "doctor", help="what is installed, what works (by a box of water in every engine), and what to do"
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.set_defaults(function=_doctor)
     add_analysis_commands(commands)
     options = parser.parse_args(arguments)
     return _run(options.function, options)
@@ -74,12 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(function, options: argparse.Namespace) -> int:
     try:
-        function(options)
+        return function(options) or 0
     except (ValueError, OSError, RuntimeError) as error:
         # Every error that a user can cause says in its message what is wrong and what to do.
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    except MemoryError:
+        print("error: there is not enough memory for this", file=sys.stderr)
+        return 1
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -130,8 +137,18 @@ def _build(options: argparse.Namespace) -> None:
     print(lammps.build(force=options.force))
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from les_md.doctor import FAILED, diagnose, print_report
+
+    findings = diagnose()
+    print_report(findings, options.json)
+    return int(any(finding.status == FAILED for finding in findings))
+
+
 def print_metadata(metadata: dict) -> None:
     """Print metadata as a table for people."""
+    from les_md.electrostatics.latent_layout import LatentLayout
+
     rows = [
         ("model", f"{metadata['source']['name']}  (sha256 {metadata['source']['sha256'][:12]}…)"),
         ("architecture", metadata["architecture"]),
@@ -150,6 +167,7 @@ def print_metadata(metadata: dict) -> None:
     else:
         rows += [
             ("charge channels", str(metadata["n_q"])),
+            ("latent variables", str(LatentLayout.from_metadata(metadata))),
             ("long range", f"sigma {long_range['sigma']:g} Å, dl {long_range['dl']:g} Å"),
             ("norm_factor", f"{long_range['norm_factor']:g} eV Å/e²"),
             ("self-interaction", "removed" if long_range["remove_self_interaction"] else "kept"),

@@ -69,11 +69,14 @@ class PotentialEvaluator:
         -------
         numpy arrays ``energies``, ``long_range_energies`` [N] eV, ``charges`` [N, n_q] e, ``forces`` [N, 3] eV/Å,
         ``strain_derivative`` [3, 3] eV, and ``energy``, ``long_range_energy``, ``field_energy`` (0.0 without one, and
-        in a periodic system), their sums, as floats.
+        in a periodic system), their sums, as floats. Of models with latent variables beyond charges also
+        ``total_charges`` [N, n_q] e and ``total_dipoles`` [N, 3] e Å, all that is induced included.
 
         Raises ValueError for positions that are not finite, for an energy or force that is not, and for a field on a
         model that ``check_field`` refuses.
         """
+        if len(positions) == 0:
+            return self._nothing()
         *graph, positions_tensor, long_range_cell = self._inputs(types, positions, cell, periodic)
         plan = self.planner.plan(positions_tensor, long_range_cell)
         # The optimising executor specialises on shapes, and the number of edges changes with every step.
@@ -96,6 +99,14 @@ class PotentialEvaluator:
             )
         return output
 
+    def _nothing(self) -> dict:
+        """Results without atoms, where networks have nothing to work on."""
+        empty = {"energies": np.zeros(0), "long_range_energies": np.zeros(0), "forces": np.zeros((0, 3))}
+        charges = np.zeros((0, int(self.model.metadata.get("n_q", 0))))
+        sums = {"energy": 0.0, "long_range_energy": 0.0, "field_energy": 0.0}
+        fields = {"field_energies": np.zeros(0)}
+        return {**empty, **fields, **sums, "charges": charges, "strain_derivative": np.zeros((3, 3))}
+
     def check_field(self) -> None:
         """Raises ValueError unless an electric field can act on the model."""
         name = self.model.path.name
@@ -113,8 +124,13 @@ class PotentialEvaluator:
         """Born effective charges [N, 3, 3] in e, polarisation index first; arguments as of ``compute``."""
         if not self.model.has_long_range:
             raise ValueError(f"{self.model.path.name} is a short-range model: it has no Born effective charges")
+        if len(positions) == 0:
+            return np.zeros((0, 3, 3))
         inputs = self._inputs(types, positions, cell, periodic)
         with torch.jit.optimized_execution(False):
+            if self.model.latent.responds:
+                plan = self.planner.plan(inputs[-2], inputs[-1])
+                return self.model.module.born_effective_charges_by(*inputs, plan).cpu().numpy()
             return self.model.module.born_effective_charges(*inputs).cpu().numpy()
 
     def dipole_moment(self, charges: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -126,6 +142,16 @@ class PotentialEvaluator:
             bool(parameters["remove_mean"]),
             float(parameters["epsilon_factor"]),
         ).numpy()
+
+    def dipole_moment_of(self, output: dict, positions: np.ndarray) -> np.ndarray:
+        """``dipole_moment`` of what ``compute`` returned for ``positions`` [N, 3].
+
+        With the latent dipoles, and all that is induced, where a model has any.
+        """
+        if "total_dipoles" not in output:
+            return self.dipole_moment(output["charges"], positions)
+        factor = np.sqrt(float(self.model.metadata["long_range"]["epsilon_factor"]))
+        return self.dipole_moment(output["total_charges"], positions) + factor * output["total_dipoles"].sum(0)
 
     def _inputs(
         self, types: Tensor, positions: np.ndarray, cell: np.ndarray, periodic: np.ndarray

@@ -23,7 +23,8 @@ from les_md.check_structures import check_structures
 from les_md.checkpoint import FOLDER_FILES, read_checkpoint
 from les_md.electronegativity import ELECTRONEGATIVITY
 from les_md.models import resolve_checkpoint
-from les_md.potential import FORMAT_VERSION, LESPotential
+from les_md.multipole_potential import MultipolePotential
+from les_md.potential import FORMAT_VERSION, MULTIPOLE_FORMAT_VERSION, LESPotential
 
 if TYPE_CHECKING:
     from les_md.calculator import LESCalculator
@@ -107,17 +108,9 @@ def export(
     references = {name: _reference(model, atoms) for name, atoms in structures.items()}
     sign, mean_charges = _charge_sign(charge_sign, model, structures, references)
 
-    potential = LESPotential(
-        model.script(model.network.to(getattr(torch, dtype)).eval()),
-        model.reference_energies,
-        model.long_range,
-        model.num_charges,
-        sign,
-        is_local=model.num_layers == 1,
-    )
-    module = torch.jit.script(potential.eval())
+    module = torch.jit.script(_potential(model, dtype, sign).eval())
     metadata = {
-        "format_version": FORMAT_VERSION,
+        "format_version": MULTIPOLE_FORMAT_VERSION if _beyond_charges(model) else FORMAT_VERSION,
         "architecture": model.architecture,
         "elements": elements,
         "cutoff": model.cutoff,
@@ -125,6 +118,7 @@ def export(
         "receptive_field": model.num_layers * model.cutoff,
         "dtype": dtype,
         "n_q": model.num_charges,
+        "latent": model.latent.to_dict(),
         "long_range": None if model.long_range is None else {**model.long_range.to_dict(), "charge_sign": sign},
         "mean_charges": mean_charges,
         "source": {"name": source.name, "sha256": digest},
@@ -136,6 +130,20 @@ def export(
     metadata["self_check"] = _self_check(module, metadata, structures, references, model, sign)
     model_file.write(output, module, metadata)
     return ExportReport(output, metadata, list(model.notes))
+
+
+def _beyond_charges(model: TrainedModel) -> bool:
+    """Whether there are latent variables other than charges."""
+    return model.latent.has_multipoles or model.latent.responds
+
+
+def _potential(model: TrainedModel, dtype: str, sign: float) -> LESPotential:
+    network = model.script(model.network.to(getattr(torch, dtype)).eval())
+    if _beyond_charges(model):
+        return MultipolePotential(network, model.reference_energies, model.long_range, model.latent, sign)
+    return LESPotential(
+        network, model.reference_energies, model.long_range, model.num_charges, sign, is_local=model.num_layers == 1
+    )
 
 
 def ensure_exported(

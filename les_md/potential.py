@@ -32,8 +32,12 @@ from les_md.layered_evaluation import LayeredEvaluation, WholeEvaluation
 #: 3: ``evaluate`` and ``pull_back``. 4: ``pull_back_response`` and the other parts of Born charges on many processes.
 FORMAT_VERSION = 4
 
+#: Version that is written of models with latent variables beyond charges (``multipole_potential.py``): readers of
+#: version 4 would take all columns for charges.
+MULTIPOLE_FORMAT_VERSION = 5
+
 #: Versions that are read. A file of version 3 does all but the electrical response in LAMMPS.
-READABLE_VERSIONS = (3, 4)
+READABLE_VERSIONS = (3, 4, 5)
 
 
 class LESPotential(torch.nn.Module):
@@ -85,14 +89,18 @@ class LESPotential(torch.nn.Module):
         Edges beyond the cutoff contribute exactly nothing.
         """
         energy, charge = self.network(edge_vectors, edge_index, types)
-        return energy.to(torch.float64) + self.reference_energies[types], self.charge_sign * charge.to(torch.float64)
+        return energy.to(torch.float64) + self.reference_energies[types], self._signed(charge.to(torch.float64))
 
     @torch.jit.export
     def evaluate(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor, List[Tensor]]:  # noqa: UP006
         """``short_range`` without a tape, and what ``pull_back`` needs to know of it."""
         energy, charge, state = self.evaluation(edge_vectors, edge_index, types)
         energy = energy.to(torch.float64) + self.reference_energies[types]
-        return energy, self.charge_sign * charge.to(torch.float64), state
+        return energy, self._signed(charge.to(torch.float64)), state
+
+    def _signed(self, charge: Tensor) -> Tensor:
+        """Latent variables, or cotangents of these, [..., n_q] with the overall sign that the export chose."""
+        return self.charge_sign * charge
 
     @torch.jit.export
     def pull_back(
@@ -110,7 +118,7 @@ class LESPotential(torch.nn.Module):
         ``charge_cotangent`` [N, n_q], float64.
         """
         return self.evaluation.pull_back(
-            edge_vectors, edge_index, types, state, energy_cotangent, self.charge_sign * charge_cotangent
+            edge_vectors, edge_index, types, state, energy_cotangent, self._signed(charge_cotangent)
         )
 
     @torch.jit.export
@@ -357,7 +365,7 @@ class LESPotential(torch.nn.Module):
         charge_cotangents: Tensor,
     ) -> Tensor:
         return self.evaluation.pull_back_all(
-            edge_vectors, edge_index, types, state, energy_cotangents, self.charge_sign * charge_cotangents
+            edge_vectors, edge_index, types, state, energy_cotangents, self._signed(charge_cotangents)
         )
 
     @torch.jit.export

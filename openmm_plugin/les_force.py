@@ -73,8 +73,9 @@ class LESForce:
     nm e): ``context.setParameter("les_electric_field_z", 0.1 * les_md.openmm.VOLT_PER_NANOMETER)`` (a plain number:
     OpenMM does not convert volts). An isolated model has the energy −P·E, which the potential energy contains, at no
     cost. A periodic one has none: forces alone contain the field, the potential energy does not, so that barostats
-    (refused with ``system``) and energy minimisation do not fit. It costs two more backward passes for each box vector
-    along which the field has a component (one in all for models without message passing). ``python`` backend only.
+    (refused with ``system``) and energy minimisation (refused by ``python`` on the platforms Reference and CPU) do not
+    fit. It costs two more backward passes for each box vector along which the field has a component (one in all for
+    models without message passing).
 
     Charges and response: ``getCharges(context)`` and ``getBornEffectiveCharges(context)`` for the atoms of the model as
     they are in a Context; ``LESReporter`` writes both, and the current.
@@ -123,10 +124,10 @@ class LESForce:
     _reason = "asked for"
     _default_device: str | None = None
 
-    def __new__(cls, *args, backend: str = "auto", device: str | None = None, electric_field=None, **kwargs):
+    def __new__(cls, *args, backend: str = "auto", device: str | None = None, **kwargs):
         if cls is not LESForce:
             return super().__new__(cls)
-        kind, reason = _choose_backend(backend, device, electric_field is not None)
+        kind, reason = _choose_backend(backend, device)
         force = super().__new__(kind)
         force._reason = reason
         return force
@@ -277,13 +278,9 @@ def _state_of(context: openmm.Context) -> openmm.State:
     return context.getState(positions=True, parameters=True)
 
 
-def _choose_backend(backend: str, device: str | None, has_field: bool = False) -> tuple[type[LESForce], str]:
+def _choose_backend(backend: str, device: str | None) -> tuple[type[LESForce], str]:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    if has_field:
-        if backend == "torchforce":
-            raise ValueError("backend 'torchforce' has no electric field: use backend 'python'")
-        return PythonLESForce, "the only one with an electric field"
     if backend == "python":
         return PythonLESForce, "asked for"
     if device is not None:

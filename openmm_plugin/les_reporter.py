@@ -102,7 +102,7 @@ class LESReporter:
         positions, box, field = computation.inputs(state)
         output = computation.evaluate(positions, box, field)
         charges = output["charges"]
-        dipole = computation.evaluator.dipole_moment(charges, positions * NM_TO_ANGSTROM) / NM_TO_ANGSTROM
+        dipole = computation.evaluator.dipole_moment_of(output, positions * NM_TO_ANGSTROM) / NM_TO_ANGSTROM
         long_range = output["long_range_energy"]
         short_range = output["energy"] - long_range - output["field_energy"]
         current = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import numpy as np
@@ -15,6 +16,19 @@ from les_md.openmm.units import EV_TO_KJ_PER_MOL, NM_TO_ANGSTROM
 
 #: Parameters of a Context that hold the electric field in kJ/(mol nm e).
 FIELD_PARAMETERS = ("les_electric_field_x", "les_electric_field_y", "les_electric_field_z")
+
+# A function of Python in whose call OpenMM evaluates the forces, in the same thread.
+_MINIMIZE = openmm.LocalEnergyMinimizer.minimize.__code__
+
+
+def _is_minimising() -> bool:
+    """Whether LocalEnergyMinimizer called; a State does not tell."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _MINIMIZE:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Computation:
@@ -170,8 +184,17 @@ class Computation:
         return positions if self._particles is None else positions[self._particles], box, field
 
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
-        """Energy in kJ/mol and forces [n, 3] in kJ/mol/nm."""
-        output = self.evaluate(*self.inputs(state))
+        """Energy in kJ/mol and forces [n, 3] in kJ/mol/nm.
+
+        Raises ValueError in a minimisation of a periodic system in a field.
+        """
+        positions, box, field = self.inputs(state)
+        if field is not None and field.any() and self.settings["periodic"] and _is_minimising():
+            raise ValueError(
+                "an electric field has no energy in a periodic system, so that nothing can be minimised in it: set the "
+                f"parameters {', '.join(FIELD_PARAMETERS)} of the Context to 0 for the minimisation"
+            )
+        output = self.evaluate(positions, box, field)
         forces = (EV_TO_KJ_PER_MOL * NM_TO_ANGSTROM) * output["forces"]
         if self._particles is not None:
             of_atoms, forces = forces, np.zeros((self.settings["num_particles"], 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Dict, Optional  # noqa: UP035
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class TorchForceModule(torch.nn.Module):
     num_particles : of the whole System; None for as many as ``types``.
     expected_box, kset_box : [3, 3] nm or None, as in ``LESForce``: a box that OpenMM's default box is not accepted for,
         and the box whose set of wave vectors is kept.
+    sum_rule : of the modules below that have a field, as in ``LESForce``.
 
     Raises
     ------
@@ -49,6 +50,7 @@ class TorchForceModule(torch.nn.Module):
         num_particles: int | None = None,
         expected_box: np.ndarray | None = None,
         kset_box: np.ndarray | None = None,
+        sum_rule: bool = False,
     ) -> None:
         super().__init__()
         types = np.array(types, dtype=np.int64).reshape(-1)
@@ -77,6 +79,7 @@ class TorchForceModule(torch.nn.Module):
         self.kset_is_fixed: bool = kset_box is not None
         kset_cell = np.zeros((3, 3)) if kset_box is None else NM_TO_ANGSTROM * kset_box
         self.register_buffer("kset_cell", torch.from_numpy(kset_cell))
+        self.sum_rule: bool = bool(sum_rule)
         Planner(model, kspace, accuracy)  # raises if an option is out of range
 
     def forward(self, positions: Tensor, boxvectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
@@ -97,6 +100,29 @@ class TorchForceModule(torch.nn.Module):
         ValueError : a box for an isolated system or none for a periodic one; positions, energy or forces that are not
             finite; a singular box.
         """
+        places, cell = self._places_and_cell(positions, boxvectors)
+        edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
+        energies, charges, state = self.model.evaluate(edge_vectors, edge_index, self.types)
+        energy = energies.sum()
+        potential = torch.zeros_like(charges)
+        forces = torch.zeros_like(places)
+        if self.has_long_range:
+            plan = self._plan(places, cell)
+            field, _ = self.model.solve(self.model.spread(places, charges, plan), plan)
+            potential, forces, _ = self.model.gather(field, places, charges, plan)
+            energy = energy + 0.5 * (charges * potential).sum()
+        if edge_vectors.size(0) > 0:
+            ones = torch.ones_like(energies)
+            gradient = self.model.pull_back(edge_vectors, edge_index, self.types, state, ones, potential)
+            forces = forces.index_add(0, edge_index[0], gradient).index_add(0, edge_index[1], -gradient)
+        return self._results(positions, energy, forces)
+
+    def _places_and_cell(
+        self,
+        positions: Tensor,
+        boxvectors: Optional[Tensor],  # noqa: UP045
+    ) -> tuple[Tensor, Tensor]:
+        """Positions [n, 3] of the model's particles and the cell [3, 3] (zeros: isolated) in Å, checked."""
         if self.periodic != (boxvectors is not None):
             raise ValueError("TorchForce must use periodic boundary conditions if and only if the module does")
         # TorchForce freezes this module, and freezing takes every detach() out of it: hence .data, which it keeps.
@@ -109,7 +135,6 @@ class TorchForceModule(torch.nn.Module):
         if not self.all_particles:
             places = places.index_select(0, self.particles)
         cell = torch.zeros([3, 3], dtype=torch.float64, device=places.device)
-        bounds = torch.zeros([2, 3], dtype=torch.float64, device=places.device)
         if boxvectors is not None:
             box = boxvectors.data.to(torch.float64)
             if self.default_box_is_wrong and torch.equal(box, self.default_box):
@@ -119,25 +144,20 @@ class TorchForceModule(torch.nn.Module):
                     "created, or context.setPeriodicBoxVectors(...)"
                 )
             cell = box * self.nm
-        elif places.size(0) > 0:
+        return places, cell
+
+    def _plan(self, places: Tensor, cell: Tensor) -> Dict[str, Tensor]:  # noqa: UP006
+        """Of the long-range sum."""
+        bounds = torch.zeros([2, 3], dtype=torch.float64, device=places.device)
+        if not self.periodic and places.size(0) > 0:
             # as Planner.plan
             lowest, highest = places.amin(0) / self.bounds_step, places.amax(0) / self.bounds_step
             bounds = self.bounds_step * torch.stack([lowest.floor(), highest.ceil()])
-        edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
-        energies, charges, state = self.model.evaluate(edge_vectors, edge_index, self.types)
-        energy = energies.sum()
-        potential = torch.zeros_like(charges)
-        forces = torch.zeros_like(places)
-        if self.has_long_range:
-            kset_cell = self.kset_cell if self.kset_is_fixed else cell
-            plan = self.model.plan(cell, kset_cell, bounds, places.size(0), self.kspace, self.accuracy, False)
-            field, _ = self.model.solve(self.model.spread(places, charges, plan), plan)
-            potential, forces, _ = self.model.gather(field, places, charges, plan)
-            energy = energy + 0.5 * (charges * potential).sum()
-        if edge_vectors.size(0) > 0:
-            ones = torch.ones_like(energies)
-            gradient = self.model.pull_back(edge_vectors, edge_index, self.types, state, ones, potential)
-            forces = forces.index_add(0, edge_index[0], gradient).index_add(0, edge_index[1], -gradient)
+        kset_cell = self.kset_cell if self.kset_is_fixed else cell
+        return self.model.plan(cell, kset_cell, bounds, places.size(0), self.kspace, self.accuracy, False)
+
+    def _results(self, positions: Tensor, energy: Tensor, forces: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``forward`` returns, from the energy in eV and forces [n, 3] in eV/Å."""
         energy = energy * self.ev
         forces = forces * (self.ev * self.nm)
         if not bool((torch.isfinite(energy) & torch.isfinite(forces).all()).item()):
@@ -147,6 +167,62 @@ class TorchForceModule(torch.nn.Module):
         if not self.all_particles:
             forces = torch.zeros_like(positions, dtype=torch.float64).index_copy(0, self.particles, forces)
         return energy.data, forces.data.to(positions.dtype).contiguous()
+
+
+class MultipoleModule(TorchForceModule):
+    """``TorchForceModule`` of a model with latent variables beyond charges."""
+
+    def forward(self, positions: Tensor, boxvectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        """As ``TorchForceModule.forward``."""
+        places, cell = self._places_and_cell(positions, boxvectors)
+        edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
+        result = self.model(edge_vectors, edge_index, self.types, places, self._plan(places, cell))
+        return self._results(positions, result["energies"].sum(), result["forces"])
+
+
+class _FieldModule(TorchForceModule):
+    """Common to the modules with an electric field, whose ``forward`` TorchForce calls with its global parameters."""
+
+    def _in_field(
+        self,
+        positions: Tensor,
+        boxvectors: Optional[Tensor],  # noqa: UP045
+        field: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """``field`` [3] in kJ/(mol nm e)."""
+        places, cell = self._places_and_cell(positions, boxvectors)
+        edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
+        volts = field.to(places.device, torch.float64) / (self.ev * self.nm)  # per Å
+        result = self.model.in_field(
+            edge_vectors, edge_index, self.types, places, self._plan(places, cell), cell, volts, self.sum_rule
+        )
+        return self._results(positions, result["energies"].sum(), result["forces"])
+
+
+class PeriodicFieldModule(_FieldModule):
+    """``TorchForceModule`` of a periodic system in a uniform electric field."""
+
+    def forward(self, positions: Tensor, boxvectors: Tensor, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``TorchForceModule.forward``; further parameters: the field's components [] in kJ/(mol nm e).
+
+        The forces contain the field, the energy does not.
+        """
+        return self._in_field(positions, boxvectors, torch.stack([x, y, z]))
+
+
+class IsolatedFieldModule(_FieldModule):
+    """``TorchForceModule`` of an isolated system in a uniform electric field."""
+
+    def forward(self, positions: Tensor, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``PeriodicFieldModule.forward``, without a box; the energy contains −P·E."""
+        return self._in_field(positions, None, torch.stack([x, y, z]))
+
+
+def module_class(model: ExportedModel, periodic: bool, in_field: bool) -> type[TorchForceModule]:
+    """Which of the classes above a force needs."""
+    if in_field:
+        return PeriodicFieldModule if periodic else IsolatedFieldModule
+    return MultipoleModule if model.latent.num_columns > model.latent.num_charges else TorchForceModule
 
 
 def configure_executor() -> None:

@@ -10,7 +10,8 @@ import openmm
 import torch
 
 from les_md.openmm.les_force import LESForce
-from les_md.openmm.torch_module import TorchForceModule, configure_executor
+from les_md.openmm.python_backend import FIELD_PARAMETERS
+from les_md.openmm.torch_module import configure_executor, module_class
 
 logger = logging.getLogger("les_md.openmm")
 
@@ -78,7 +79,8 @@ def torchforce_class() -> type[LESForce]:
 
         def _create(self) -> None:
             settings = self.computation.settings
-            module = TorchForceModule(
+            kind = module_class(self.model, self.periodic, self.electric_field is not None)
+            module = kind(
                 self.model,
                 types=self.model.types_of(settings["atomic_numbers"]),
                 num_particles=self.num_particles,
@@ -88,9 +90,13 @@ def torchforce_class() -> type[LESForce]:
                 accuracy=settings["accuracy"],
                 expected_box=settings["expected_box"],
                 kset_box=settings["kset_box"],
+                sum_rule=settings["sum_rule"],
             )
             TorchForce.__init__(self, torch.jit.script(module.eval()))
             self.setOutputsForces(True)
+            if self.electric_field is not None:
+                for name, value in zip(FIELD_PARAMETERS, self.electric_field, strict=True):
+                    self.addGlobalParameter(name, value)
 
     return TorchLESForce
 

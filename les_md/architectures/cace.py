@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from les_md.architectures.cace_network import CACEConfiguration, CACENetwork, Readout
+from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
+from les_md.architectures.cace_readout import Readout
 from les_md.architectures.direct_evaluation import DirectEvaluation
 from les_md.architectures.registry import LoadOptions, NoLatentChargesError, TrainedModel, UnsupportedModelError
 from les_md.checkpoint import StandIn
@@ -21,9 +22,10 @@ from les_md.electrostatics.parameters import LongRangeParameters
 
 name = "cace"
 
-#: What marks a native checkpoint, and the newest layout that can be read.
+#: What marks a native checkpoint, and the newest layout that can be read. Layout 2 has latent variables beyond charges;
+#: a checkpoint without any is written in layout 1, which older versions read.
 NATIVE_MARK = "les_md.cace"
-NATIVE_FORMAT_VERSION = 1
+NATIVE_FORMAT_VERSION = 2
 
 _ORIGINAL = "the network in float64, differentiated over positions and by finite strains"
 
@@ -74,8 +76,11 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
         long_range=long_range,
         num_charges=configuration.num_charges,
         notes=notes,
-        original=DirectEvaluation(network, numbers, configuration.cutoff, reference_energies, long_range),
+        original=DirectEvaluation(
+            network, numbers, configuration.cutoff, reference_energies, long_range, configuration.latent
+        ),
         original_description=_ORIGINAL,
+        latent=configuration.latent,
     )
 
 
@@ -92,7 +97,7 @@ def native_checkpoint(
     """
     return {
         "architecture": NATIVE_MARK,
-        "format_version": NATIVE_FORMAT_VERSION,
+        "format_version": 1 if configuration.has_charges_alone else 2,
         "configuration": configuration.to_dict(),
         "state_dict": {key: value.detach().cpu().clone() for key, value in network.state_dict().items()},
         "reference_energies": reference_energies.to(torch.float64).cpu(),
@@ -105,9 +110,10 @@ def _native(
     checkpoint: dict,
 ) -> tuple[CACEConfiguration, CACENetwork, Tensor, LongRangeParameters | None, list[str]]:
     version = checkpoint.get("format_version")
-    if version != NATIVE_FORMAT_VERSION:
+    if version not in (1, NATIVE_FORMAT_VERSION):
         raise UnsupportedModelError(
-            f"this checkpoint has layout {version!r}, this les_md reads layout {NATIVE_FORMAT_VERSION}: update les_md"
+            f"this checkpoint has layout {version!r}, this les_md reads up to layout {NATIVE_FORMAT_VERSION}: "
+            "update les_md"
         )
     configuration = CACEConfiguration(**checkpoint["configuration"])
     network = CACENetwork(configuration)

@@ -22,7 +22,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from les_md.architectures.cace_latent import LatentReadout
+from les_md.architectures.cace_readout import Readout
 from les_md.architectures.zbl import ZBLRepulsion
+from les_md.electrostatics.latent_layout import LatentLayout
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class CACEConfiguration:
     num_charges : latent charge channels n_q; 0 for a short-range model.
     charge_scale : factor of the charge readout.
     repulsion : whether a ZBL core repulsion is added.
+    dipoles, quadrupoles, kappas, alphas : which latent variables there are beyond charges, see ``cace_latent.py``.
+    fixed_charges : e, in type order, added to the charges; None for none. One charge channel only.
+    response_scale : factor of κ (e²/eV) and α (e² Å²/eV).
     """
 
     atomic_numbers: tuple[int, ...]
@@ -59,15 +65,49 @@ class CACEConfiguration:
     num_charges: int = 1
     charge_scale: float = 0.1
     repulsion: bool = False
+    dipoles: bool = False
+    quadrupoles: bool = False
+    kappas: bool = False
+    alphas: bool = False
+    fixed_charges: tuple[float, ...] | None = None
+    response_scale: float = 0.01
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "atomic_numbers", tuple(int(z) for z in self.atomic_numbers))
         object.__setattr__(self, "hidden", tuple(int(width) for width in self.hidden))
         if self.max_l < 1 or not 1 <= self.max_nu <= 4:
             raise ValueError(f"CACE needs max_l ≥ 1 and 1 ≤ max_nu ≤ 4, got {self.max_l} and {self.max_nu}")
+        if self.quadrupoles and self.max_l < 2:
+            raise ValueError(
+                f"quadrupoles are made of functions of degree 2: max_l must be at least 2, not {self.max_l}"
+            )
+        if self.fixed_charges is not None:
+            object.__setattr__(self, "fixed_charges", tuple(float(charge) for charge in self.fixed_charges))
+            if len(self.fixed_charges) != len(self.atomic_numbers) or self.num_charges != 1:
+                raise ValueError(
+                    f"fixed_charges need one charge channel and the charges of {len(self.atomic_numbers)} elements"
+                )
+        if not self.response_scale > 0.0:
+            raise ValueError(f"response_scale must be positive, got {self.response_scale}")
+        self.latent  # noqa: B018  (checks that a model with other latent variables has charges)
+
+    @property
+    def latent(self) -> LatentLayout:
+        """The columns that the network returns beside the energy."""
+        return LatentLayout(self.num_charges, self.dipoles, self.quadrupoles, self.kappas, self.alphas)
+
+    @property
+    def has_charges_alone(self) -> bool:
+        """Whether there are no latent variables beyond charges and no fixed charges."""
+        return self.latent.num_columns == self.num_charges and self.fixed_charges is None
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """All fields; those of latent variables beyond charges only where there are any, as older versions had none."""
+        fields = asdict(self)
+        if self.has_charges_alone:
+            for name in ("dipoles", "quadrupoles", "kappas", "alphas", "fixed_charges", "response_scale"):
+                del fields[name]
+        return fields
 
 
 def monomial_exponents(degree: int) -> list[tuple[int, int, int]]:
@@ -230,25 +270,6 @@ class Symmetriser(torch.nn.Module):
         return (torch.stack(features) * scales[:, None, :, :, None]).permute(2, 0, 1, 3, 4)
 
 
-class Readout(torch.nn.Module):
-    """Multilayer perceptron with SiLU, plus a linear map of its input."""
-
-    def __init__(self, num_inputs: int, hidden: tuple[int, ...], num_outputs: int) -> None:
-        super().__init__()
-        widths = [num_inputs, *hidden]
-        self.hidden = torch.nn.ModuleList(
-            torch.nn.Linear(first, second) for first, second in itertools.pairwise(widths)
-        )
-        self.output = torch.nn.Linear(widths[-1], num_outputs)
-        self.linear = torch.nn.Linear(num_inputs, num_outputs)
-
-    def forward(self, features: Tensor) -> Tensor:
-        x = features
-        for layer in self.hidden:
-            x = torch.nn.functional.silu(layer(x))
-        return self.output(x) + self.linear(features)
-
-
 class Message(torch.nn.Module):
     """Weights g_{i,l,c} with which atom i's edges enter the next layer, linear in its invariants."""
 
@@ -265,7 +286,10 @@ class Message(torch.nn.Module):
 
 
 class CACENetwork(torch.nn.Module):
-    """Short-range energies and latent charges of atoms from the vectors to their neighbours."""
+    """Short-range energies and latent variables of atoms from the vectors to their neighbours.
+
+    ``latent`` is the layout of the latent variables.
+    """
 
     def __init__(self, configuration: CACEConfiguration) -> None:
         super().__init__()
@@ -299,9 +323,30 @@ class CACENetwork(torch.nn.Module):
         self.charge_readout = Readout(num_inputs, c.hidden, max(1, c.num_charges))
         self.has_repulsion: bool = c.repulsion
         self.repulsion = ZBLRepulsion(list(c.atomic_numbers))
+        self.latent: LatentLayout = c.latent
+        self.has_quadrupoles: bool = c.quadrupoles
+        self.latent_readout = None
+        if c.latent.has_multipoles or c.latent.responds:
+            self.latent_readout = LatentReadout(
+                num_inputs,
+                d * d * c.num_radial * (1 + c.num_message_passing),
+                c.hidden,
+                c.num_charges,
+                c.dipoles,
+                c.quadrupoles,
+                c.kappas,
+                c.alphas,
+                self.charge_scale,
+                float(c.response_scale),
+            )
+        fixed = c.fixed_charges or (0.0,) * num_species
+        self.has_fixed_charges: bool = c.fixed_charges is not None
+        self.register_buffer("fixed_charges", torch.tensor(fixed, dtype=torch.float64), persistent=False)
 
     def forward(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [N] (without reference energies) and charge [N, n_q], in the network's dtype.
+        """Energy [N] (without reference energies) and latent variables [N, ``latent.num_columns``], charges first.
+
+        Both are in the network's dtype.
 
         Parameters: ``edge_vectors`` [E, 3] Å from centre to neighbour, ``edge_index`` [2, E] (centre, neighbour),
         ``types`` [N]. Edges beyond the cutoff contribute exactly nothing.
@@ -334,11 +379,14 @@ class CACENetwork(torch.nn.Module):
             mixed.append(self._mix(sums_by_degree[degree].permute(2, 0, 1, 3), mixing))
         features = self.symmetriser(mixed, centre_embedding)
         layers = [features.flatten(1)]
+        by_layer, factors = [mixed], [centre_embedding]
         for message in self.messages:
             gate = _continued(message(features), num_nodes) * neighbour_embedding[:, None, :, None]
             a = self._message_passing(torch.split(angular_rows, self.sizes, dim=2), radial, gate, neighbour, rows)
             features = self.symmetriser(a, self.message_normalisation * centre_embedding)
             layers.append(features.flatten(1))
+            by_layer.append(a)
+            factors.append(self.message_normalisation * centre_embedding)
         inputs = torch.cat(layers, dim=1)
 
         energy = self.energy_readout(inputs)[:, 0]
@@ -351,7 +399,16 @@ class CACENetwork(torch.nn.Module):
         energy = _continued(energy, num_nodes)
         if self.num_charges == 0:
             return energy, energy.new_zeros((num_nodes, 0))
-        return energy, _continued(self.charge_scale * self.charge_readout(inputs), num_nodes)
+        latent = self.charge_scale * self.charge_readout(inputs)
+        if self.latent_readout is not None:
+            vectors = _tensors_of_degree(1, by_layer, factors)
+            tensors = _tensors_of_degree(2 if self.has_quadrupoles else 1, by_layer, factors)
+            latent = torch.cat([latent, self.latent_readout(inputs, vectors, tensors)], dim=1)
+        latent = _continued(latent, num_nodes)
+        if self.has_fixed_charges:  # of every node: those beyond the last centre differ in their element
+            charge = latent[:, :1] + self.fixed_charges.to(latent.dtype).index_select(0, types)[:, None]
+            latent = torch.cat([charge, latent[:, 1:]], dim=1)
+        return energy, latent
 
     def _radial_functions(self, distance: Tensor) -> Tensor:
         """Bessel functions times cutoff, [E, n]."""
@@ -389,6 +446,17 @@ class CACENetwork(torch.nn.Module):
             product = torch.bmm(per_channel, channel_mixing).reshape(d, d, num_atoms, size, self.num_radial)
             mixed.append(product.permute(0, 2, 3, 1, 4))
         return mixed
+
+
+def _tensors_of_degree(degree: int, by_layer: list[list[Tensor]], factors: list[Tensor]) -> Tensor:
+    """A-basis of one degree of all layers, [N, m, channels of all layers].
+
+    Parameters: ``by_layer``, A by degree of each layer, [a, N, m, b, k] each; ``factors`` [N, b] of each layer.
+    """
+    parts: list[Tensor] = []
+    for layer, factor in zip(by_layer, factors):  # noqa: B905  (scripts know no strict)
+        parts.append((layer[degree] * factor[:, None, :, None]).permute(1, 2, 0, 3, 4).flatten(2))
+    return torch.cat(parts, dim=2)
 
 
 def _continued(values: Tensor, num_nodes: int) -> Tensor:

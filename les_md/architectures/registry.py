@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from les_md.electrostatics.latent_layout import LatentLayout
 from les_md.electrostatics.parameters import LongRangeParameters
 
 ENTRY_POINT_GROUP = "les_md.architectures"
@@ -88,6 +89,10 @@ class TrainedModel:
     original_description : says what that path is.
     script : turns the network into a ScriptModule.
     inner_cutoff : Å, a shorter cutoff of some parts of the network (0: there is none): a check needs closer atoms then.
+    latent : the columns that the network returns in place of ``charge [N, n_q]`` where it has latent variables beyond
+        charges; None: charges alone.
+
+    Raises ValueError if ``latent`` has not ``num_charges`` charges.
     """
 
     architecture: str
@@ -103,6 +108,15 @@ class TrainedModel:
     notes: list[str] = field(default_factory=list)
     script: Callable[[torch.nn.Module], torch.jit.ScriptModule] = torch.jit.script
     inner_cutoff: float = 0.0
+    latent: LatentLayout | None = None
+
+    def __post_init__(self) -> None:
+        if self.latent is None:
+            self.latent = LatentLayout(self.num_charges)
+        if self.latent.num_charges != self.num_charges:
+            raise ValueError(
+                f"num_charges is {self.num_charges}, the layout of latent variables has {self.latent.num_charges}"
+            )
 
 
 class Architecture(Protocol):

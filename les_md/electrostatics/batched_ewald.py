@@ -33,7 +33,7 @@ def batched_wave_vector_limits(cells: Tensor, dl: float) -> Tensor:
     return torch.clamp(torch.floor(edges * (1.0 + truncation_tolerance(cells.dtype))), min=1.0).to(torch.int64)
 
 
-def _wave_vectors(cells: Tensor, largest: list[int]) -> Tensor:
+def wave_vectors(cells: Tensor, largest: list[int]) -> Tensor:
     """k of (n_1, ±n_2, ±n_3), signs in the order ++, +−, −+, −−: [B, 4, K_1+1, K_2+1, K_3+1, 3] in 1/Å."""
     reciprocal = 2.0 * math.pi * torch.linalg.inv(cells).transpose(1, 2)
     n1 = torch.arange(largest[0] + 1, device=cells.device, dtype=cells.dtype)
@@ -57,8 +57,8 @@ def batched_reciprocal_weights(
 
     Returns: [B, 4, K_1+1, K_2+1, K_3+1] in eV/e², the signs of (n_2, n_3) in the order ++, +−, −+, −−.
     """
-    k_squared = _wave_vectors(cells, largest).square().sum(-1)
-    decisive = k_squared if cells.dtype == torch.float64 else _wave_vectors(cells.double(), largest).square().sum(-1)
+    k_squared = wave_vectors(cells, largest).square().sum(-1)
+    decisive = k_squared if cells.dtype == torch.float64 else wave_vectors(cells.double(), largest).square().sum(-1)
     inside = decisive.detach() <= (2.0 * math.pi / dl) ** 2 * (1.0 + truncation_tolerance(cells.dtype))
     # k and −k count 2. Signs of a zero index stand for the same wave vector: each of the two counts one half.
     halves: list[Tensor] = []

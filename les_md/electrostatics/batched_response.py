@@ -27,8 +27,22 @@ def _angles(positions: Tensor, cells: Tensor, isolated: Tensor) -> Tensor:
     return (2.0 * math.pi) * torch.matmul(positions[:, None, :], inverse)[:, 0]
 
 
+def _pulled_back(values: Tensor, cotangent: Tensor, positions: Tensor, differentiable: bool) -> Tensor:
+    """Derivative [N, 3] of Σ cotangent · values over the positions; zero where they do not depend on them."""
+    gradient = torch.zeros_like(positions)
+    if values.requires_grad:
+        cotangents: List[Optional[Tensor]] = [cotangent]  # noqa: UP006, UP045
+        found = torch.autograd.grad(
+            [values], [positions], cotangents, retain_graph=True, create_graph=differentiable, allow_unused=True
+        )[0]
+        if found is not None:
+            gradient = found
+    return gradient
+
+
 def batched_born_effective_charges(
     charges: Tensor,
+    dipoles: Tensor,
     positions: Tensor,
     cells: Tensor,
     isolated: Tensor,
@@ -43,6 +57,7 @@ def batched_born_effective_charges(
     Parameters
     ----------
     charges : [N] e, the sum over channels, a function of ``positions`` on the tape of automatic differentiation.
+    dipoles : [N, 3] e Å, the same; or none, [0, 3].
     positions : [N, 3] Å, require a gradient.
     cells, isolated, counts : [B, 3, 3] Å, [B] bool, [B] atoms, of each configuration.
     batch : [N], the configuration of each atom.
@@ -64,20 +79,7 @@ def batched_born_effective_charges(
         charges_used = charges
     pulled_back: list[Tensor] = []
     for column in range(6):
-        gradient = torch.zeros_like(positions)
-        if charges.requires_grad:
-            cotangent: List[Optional[Tensor]] = [weights[:, column]]  # noqa: UP006, UP045
-            found = torch.autograd.grad(
-                [charges],
-                [positions],
-                cotangent,
-                retain_graph=True,
-                create_graph=differentiable,
-                allow_unused=True,
-            )[0]
-            if found is not None:
-                gradient = found
-        pulled_back.append(gradient)
+        pulled_back.append(_pulled_back(charges, weights[:, column], positions, differentiable))
     real_part = torch.stack(pulled_back[:3], dim=1)  # [N, direction a, displacement β]
     imaginary_part = torch.stack(pulled_back[3:], dim=1)
     projected = cosine[:, :, None] * real_part + sine[:, :, None] * imaginary_part
@@ -85,4 +87,11 @@ def batched_born_effective_charges(
         isolated_atoms[:, None, None], real_part, torch.matmul(cells_of_atoms.transpose(1, 2), projected)
     )
     identity = torch.eye(3, dtype=positions.dtype, device=positions.device)
-    return math.sqrt(epsilon_factor) * (charges_used[:, None, None] * identity + through_charges)
+    total = charges_used[:, None, None] * identity + through_charges
+    if dipoles.size(0) > 0:  # P has their plain sum, under all boundaries
+        ones = torch.ones_like(charges)
+        rows: list[Tensor] = []
+        for axis in range(3):
+            rows.append(_pulled_back(dipoles[:, axis], ones, positions, differentiable))
+        total = total + torch.stack(rows, dim=1)
+    return math.sqrt(epsilon_factor) * total

@@ -173,6 +173,15 @@ def reciprocal_potential(field: Tensor, positions: Tensor, charges: Tensor, cell
 
     Returns: potential [N, n_q] in V·(eV/e), forces [N, 3] in eV/Å.
     """
+    potential, gradients = reciprocal_values(field, positions, cell)
+    gradient = torch.zeros_like(positions)
+    for channel in range(charges.size(1)):
+        gradient = gradient + charges[:, channel, None] * gradients[:, channel]
+    return potential, -gradient
+
+
+def reciprocal_values(field: Tensor, positions: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Potential [N, n_q] in eV/e and its gradients [N, n_q, 3]; parameters of ``reciprocal_potential``."""
     k1, k2, k3 = field.size(1) - 1, (field.size(2) - 1) // 2, (field.size(3) - 1) // 2
     inverse_cell = torch.linalg.inv(cell)
     fractional = torch.matmul(positions, inverse_cell)
@@ -189,8 +198,8 @@ def reciprocal_potential(field: Tensor, positions: Tensor, charges: Tensor, cell
     phase3_pair = torch.stack([phase3, n3 * phase3]).transpose(1, 2)
     phase2_pair = torch.stack([phase2, n2 * phase2])
     potentials: list[Tensor] = []
-    gradient = torch.zeros_like(positions)
-    for channel in range(charges.size(1)):
+    gradients: list[Tensor] = []
+    for channel in range(field.size(0)):
         complex_field = torch.view_as_complex(field[channel].contiguous())
         sum0 = torch.zeros(num_atoms, dtype=complex_field.dtype, device=cell.device)
         sum1 = torch.zeros_like(sum0)
@@ -214,7 +223,5 @@ def reciprocal_potential(field: Tensor, positions: Tensor, charges: Tensor, cell
         gradient_fractional = (2.0 * math.pi) * torch.stack(
             [torch.imag(sum1), torch.imag(sum2), torch.imag(sum3)], dim=1
         )
-        gradient = gradient + charges[:, channel, None] * torch.matmul(
-            gradient_fractional, inverse_cell.transpose(0, 1)
-        )
-    return torch.stack(potentials, dim=1), -gradient
+        gradients.append(torch.matmul(gradient_fractional, inverse_cell.transpose(0, 1)))
+    return torch.stack(potentials, dim=1), torch.stack(gradients, dim=1)

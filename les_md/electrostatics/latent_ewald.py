@@ -73,6 +73,8 @@ class LatentEwald(torch.nn.Module):
         self.window_amplitudes: list[list[list[float]]] = [table.amplitude.tolist() for table in tables]
         self.best_accuracies: list[str] = [f"{1.06 * errors[-1][-1]:.1e}" for errors in self.window_errors]
         self.assumed_potential: float = tables[0].potential
+        # How much larger the mesh's relative error is than that of charges, see ``multipole_ewald.py``
+        self.periodic_error_factor: float = 1.0
         polynomials = torch.stack([torch.from_numpy(table.polynomials.copy()) for table in tables])
         self.register_buffer("window_polynomials", polynomials, persistent=False)
 
@@ -124,6 +126,11 @@ class LatentEwald(torch.nn.Module):
     def _plan_periodic(
         self, cell: Tensor, kset_cell: Tensor, num_atoms: int, kspace: str, accuracy: float, slab: bool
     ) -> Dict[str, Tensor]:  # noqa: UP006
+        return self._plan_charges(cell, kset_cell, num_atoms, kspace, accuracy, slab)
+
+    def _plan_charges(
+        self, cell: Tensor, kset_cell: Tensor, num_atoms: int, kspace: str, accuracy: float, slab: bool
+    ) -> Dict[str, Tensor]:  # noqa: UP006
         weight, anisotropy = reciprocal_weights(cell, kset_cell, self.sigma, self.dl, self.norm_factor)
         limits = wave_vector_limits(kset_cell, self.dl)
         plan = {
@@ -139,7 +146,7 @@ class LatentEwald(torch.nn.Module):
         edges = torch.linalg.norm(kset_cell.detach(), dim=1) / self.dl
         half_waves = [2.0 * max(float(edges[axis].item()), float(limits[axis])) for axis in range(3)]
         order_index, oversampling_index, shape, cost = self._cheapest_mesh(
-            half_waves, num_atoms, accuracy, self._thinness(weight, cell)
+            half_waves, num_atoms, accuracy, self._thinness(weight, cell) * self.periodic_error_factor
         )
         # Both costs in µs of one CPU core, measured; only their ratio matters.
         direct_cost = 1000.0 + 0.0028 * float(num_atoms) * float(weight.numel())
@@ -323,13 +330,13 @@ class LatentEwald(torch.nn.Module):
                 charges,
                 plan["origin"],
                 float(plan["spacing"].item()),
-                _ints(plan["shape"]),
+                three_integers(plan["shape"]),
                 plan["polynomials"],
             ).reshape(-1)
         cell = plan["cell"]
         if solver == 1:
             density = mesh_structure_factor(
-                positions, charges, cell, _ints(plan["shape"]), plan["polynomials"], plan["deconvolution"]
+                positions, charges, cell, three_integers(plan["shape"]), plan["polynomials"], plan["deconvolution"]
             )
         else:
             density = structure_factor(positions, charges, cell, half_space_limits(plan["weight"]))
@@ -351,9 +358,9 @@ class LatentEwald(torch.nn.Module):
         if solver == 2:
             return density, nothing
         if solver == 3:
-            shape = _ints(plan["shape"])
+            shape = three_integers(plan["shape"])
             mesh = density.reshape(num_charges, shape[0], shape[1], shape[2])
-            return isolated_mesh_potential(mesh, plan["kernel"], _ints(plan["doubled"])).reshape(-1), nothing
+            return isolated_mesh_potential(mesh, plan["kernel"], three_integers(plan["doubled"])).reshape(-1), nothing
         weight = plan["weight"]
         moments = 3 * num_charges if bool(plan["slab"].item()) else 0
         structure = density[: density.size(0) - moments].reshape(
@@ -395,7 +402,7 @@ class LatentEwald(torch.nn.Module):
                 )
                 centre = atoms[:, :3].mean(0)
             else:
-                shape = _ints(plan["shape"])
+                shape = three_integers(plan["shape"])
                 mesh = field.reshape(num_charges, shape[0], shape[1], shape[2])
                 values, gradients = isolated_gather(
                     mesh, positions, plan["origin"], float(plan["spacing"].item()), plan["polynomials"]
@@ -418,7 +425,7 @@ class LatentEwald(torch.nn.Module):
                     positions,
                     charges,
                     cell,
-                    _ints(plan["shape"]),
+                    three_integers(plan["shape"]),
                     plan["polynomials"],
                     plan["deconvolution"],
                 )
@@ -465,7 +472,8 @@ class LatentEwald(torch.nn.Module):
         return 0.5 * (charges * potential).sum(1), potential, forces, strain_derivative + strain_of_atoms
 
 
-def _ints(sizes: Tensor) -> list[int]:
+def three_integers(sizes: Tensor) -> list[int]:
+    """A tensor of three integers, as scripts want them."""
     return [int(sizes[0].item()), int(sizes[1].item()), int(sizes[2].item())]
 
 

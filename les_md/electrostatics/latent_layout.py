@@ -53,6 +53,24 @@ class LatentLayout:
         """Columns of all latent variables."""
         return self.num_sources + self.num_charges * (self.kappas + self.alphas)
 
+    def __str__(self) -> str:
+        """For people."""
+        kinds = {"dipoles": self.dipoles, "quadrupoles": self.quadrupoles, "kappas": self.kappas, "alphas": self.alphas}
+        names = ["charges", *(name for name, there in kinds.items() if there)]
+        return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
     def to_dict(self) -> dict:
         """For the metadata of files."""
         return asdict(self)
+
+    @classmethod
+    def from_metadata(cls, metadata: dict) -> LatentLayout:
+        """Of an exported file; one without ``latent``, as older files are, has charges alone.
+
+        Raises ValueError if the file has latent variables that this version does not know.
+        """
+        fields = metadata.get("latent", {"num_charges": metadata.get("n_q", 0)})
+        unknown = set(fields) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"unknown latent variables in a model file: {', '.join(sorted(unknown))}; update les_md")
+        return cls(**fields)

@@ -210,6 +210,26 @@ def mesh_potential(
 
     Returns: potential [N, n_q] eV/e, forces [N, 3] eV/Å.
     """
+    potential, derivative = _values_by_coordinate(field, positions, cell, shape, polynomials, deconvolution)
+    points = torch.tensor(shape, dtype=positions.dtype, device=positions.device)
+    # r = s h, mesh coordinate = s · points: ∂/∂r = h⁻¹ (points ∂/∂coordinate)
+    gradient = (charges[:, :, None] * derivative).sum(1) * points
+    return potential, -torch.matmul(gradient, torch.linalg.inv(cell).transpose(0, 1))
+
+
+def mesh_values(
+    field: Tensor, positions: Tensor, cell: Tensor, shape: list[int], polynomials: Tensor, deconvolution: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Potential [N, n_q] eV/e and its gradients [N, n_q, 3]; parameters of ``mesh_potential``."""
+    values, derivative = _values_by_coordinate(field, positions, cell, shape, polynomials, deconvolution)
+    points = torch.tensor(shape, dtype=positions.dtype, device=positions.device)
+    return values, torch.matmul(derivative * points, torch.linalg.inv(cell).transpose(0, 1))
+
+
+def _values_by_coordinate(
+    field: Tensor, positions: Tensor, cell: Tensor, shape: list[int], polynomials: Tensor, deconvolution: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Values at the charges [N, n_q] and their derivatives with respect to coordinates on the mesh [N, n_q, 3]."""
     order = polynomials.size(1) // 2
     limits = half_space_limits(deconvolution)
     half = torch.view_as_complex(field.contiguous()).conj() * deconvolution
@@ -224,8 +244,4 @@ def mesh_potential(
     mesh = torch.fft.irfftn(full, s=[shape[1], shape[2], shape[0]], dim=[2, 3, 1], norm="forward")
     mesh = _unfold(mesh, _padding(order))
     coordinates = _mesh_coordinates(positions, cell, shape, order)
-    potential, derivative = gather_from_mesh(mesh, coordinates, polynomials)
-    points = torch.tensor(shape, dtype=positions.dtype, device=positions.device)
-    # r = s h, mesh coordinate = s · points: ∂/∂r = h⁻¹ (points ∂/∂coordinate)
-    gradient = (charges[:, :, None] * derivative).sum(1) * points
-    return potential, -torch.matmul(gradient, torch.linalg.inv(cell).transpose(0, 1))
+    return gather_from_mesh(mesh, coordinates, polynomials)

@@ -17,20 +17,21 @@ import torch
 from torch import Tensor
 
 
-def _normal(cell: Tensor) -> Tensor:
+def slab_normal(cell: Tensor) -> Tensor:
+    """Unit vector [3] along which a slab is not periodic."""
     normal = torch.linalg.cross(cell[0], cell[1])
     return normal / torch.linalg.norm(normal)
 
 
 def slab_moments(positions: Tensor, charges: Tensor, cell: Tensor) -> Tensor:
     """Q, M, S of every charge channel, [n_q, 3]; moments of disjoint sets of atoms add up."""
-    z = torch.matmul(positions, _normal(cell))
+    z = torch.matmul(positions, slab_normal(cell))
     return torch.matmul(torch.stack([torch.ones_like(z), z, z**2]), charges).transpose(0, 1)
 
 
 def slab_strain_derivative(moments: Tensor, cell: Tensor, norm_factor: float) -> Tensor:
     """dE/dε [3, 3] in eV at fixed charges: all lengths along the normal grow with it, the volume with the trace."""
-    normal = _normal(cell)
+    normal = slab_normal(cell)
     volume = torch.abs(torch.linalg.det(cell))
     height = volume / torch.linalg.norm(torch.linalg.cross(cell[0], cell[1]))
     charge, dipole, second = moments[:, 0], moments[:, 1], moments[:, 2]
@@ -42,7 +43,7 @@ def slab_potential(
     moments: Tensor, positions: Tensor, charges: Tensor, cell: Tensor, norm_factor: float
 ) -> tuple[Tensor, Tensor]:
     """Potential [N, n_q] in eV/e and forces [N, 3] in eV/Å of the correction."""
-    normal = _normal(cell)
+    normal = slab_normal(cell)
     volume = torch.abs(torch.linalg.det(cell))
     height = volume / torch.linalg.norm(torch.linalg.cross(cell[0], cell[1]))
     z = torch.matmul(positions, normal)[:, None]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from ase.data import chemical_symbols
+
 from les_md.architectures.cace_network import CACEConfiguration
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.training.chgnet_section import CHGNetSection
@@ -100,7 +102,9 @@ class ModelSection:
 
     Attributes: ``elements``, None for those of the data; ``message_normalisation``, None for 1/√(average number of
     neighbours); ``charges``, whether the model is a long-range one, and the number of ``charge_channels`` (None: one);
-    ``zbl``, the repulsion of close atoms, which keeps molecular dynamics out of unphysical wells.
+    ``dipoles``, ``quadrupoles``, ``kappas``, ``alphas``, latent variables beyond charges; ``fixed_charges`` of the
+    elements, e, to which learned ones are added; ``zbl``, the repulsion of close atoms, which keeps molecular dynamics
+    out of unphysical wells.
     """
 
     cutoff: float
@@ -117,6 +121,11 @@ class ModelSection:
     charges: bool = True
     charge_channels: int | None = None
     charge_scale: float = 0.1
+    dipoles: bool = False
+    quadrupoles: bool = False
+    kappas: bool = False
+    alphas: bool = False
+    fixed_charges: dict[str, float] | None = None
     zbl: bool = True
     architecture: str = "cace"
 
@@ -144,9 +153,21 @@ class ModelSection:
                 raise ConfigurationError("charge_channels needs charges: true")
         if self.max_l < 1 or not 1 <= self.max_nu <= 4:
             raise ConfigurationError(f"max_l must be at least 1 and max_nu 1 to 4, got {self.max_l} and {self.max_nu}")
+        for name in ("dipoles", "quadrupoles", "kappas", "alphas", "fixed_charges"):
+            if getattr(self, name) and not self.charges:
+                raise ConfigurationError(f"{name} needs charges: true")
+        if self.quadrupoles and self.max_l < 2:
+            raise ConfigurationError(f"quadrupoles needs max_l of at least 2, got {self.max_l}")
+        if self.fixed_charges is not None:
+            _known_elements(tuple(self.fixed_charges), "fixed_charges")
+            if (self.charge_channels or 1) != 1:
+                raise ConfigurationError(f"fixed_charges needs one charge channel, got {self.charge_channels}")
 
     def network(self, atomic_numbers: tuple[int, ...], average_neighbours: float) -> CACEConfiguration:
-        """The network's configuration for the elements and the average number of neighbours of the training frames."""
+        """The network's configuration for the elements and the average number of neighbours of the training frames.
+
+        Raises ConfigurationError if ``fixed_charges`` holds other elements than the model.
+        """
         normalisation = self.message_normalisation or max(average_neighbours, 1.0) ** -0.5
         return CACEConfiguration(
             atomic_numbers=atomic_numbers,
@@ -163,7 +184,25 @@ class ModelSection:
             num_charges=(self.charge_channels or 1) if self.charges else 0,
             charge_scale=self.charge_scale,
             repulsion=self.zbl,
+            dipoles=self.dipoles,
+            quadrupoles=self.quadrupoles,
+            kappas=self.kappas,
+            alphas=self.alphas,
+            fixed_charges=self._fixed_charges(atomic_numbers),
         )
+
+    def _fixed_charges(self, atomic_numbers: tuple[int, ...]) -> tuple[float, ...] | None:
+        """Fixed charges in type order."""
+        if self.fixed_charges is None:
+            return None
+        symbols = [chemical_symbols[z] for z in atomic_numbers]
+        for symbol in symbols:
+            if symbol not in self.fixed_charges:
+                raise ConfigurationError(f"model.fixed_charges has no charge for {symbol}")
+        for symbol in self.fixed_charges:
+            if symbol not in symbols:
+                raise ConfigurationError(f"model.fixed_charges: {symbol} is not an element of the model")
+        return tuple(self.fixed_charges[symbol] for symbol in symbols)
 
 
 @dataclass(frozen=True)

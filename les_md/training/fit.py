@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from les_md.architectures.cace_network import CACENetwork
+from les_md.electrostatics.latent_inputs import les_inputs
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.les import Les
 from les_md.training.bond_guard import BondGuard
@@ -27,8 +28,8 @@ Guard = BondGuard | ContactGuard | CrowdGuard
 class Evaluation(NamedTuple):
     """Results for several frames, one entry for each frame.
 
-    Attributes: ``energies`` [] eV and ``forces`` [N, 3] eV/Å, float64; ``charges`` [N, n_q] e; ``stresses`` [3, 3]
-    eV/Å³, positive under tension, None where it was not asked for or the frame is isolated.
+    Attributes: ``energies`` [] eV and ``forces`` [N, 3] eV/Å, float64; ``charges`` [N, n_q] e, without what is induced;
+    ``stresses`` [3, 3] eV/Å³, positive under tension, None where it was not asked for or the frame is isolated.
     """
 
     energies: list[Tensor]
@@ -40,7 +41,8 @@ class Evaluation(NamedTuple):
 class EnergyModel(torch.nn.Module):
     """Total energy of a structure: network, reference energies and long-range energy.
 
-    The network is that of any architecture (``registry.TrainedModel``) with its ``cutoff`` as an attribute.
+    The network is that of any architecture (``registry.TrainedModel``) with its ``cutoff`` as an attribute, and its
+    ``latent`` layout where it has latent variables beyond charges.
     """
 
     def __init__(
@@ -80,13 +82,16 @@ class EnergyModel(torch.nn.Module):
             offsets = [offset + offset @ e for offset, e in zip(offsets, symmetric, strict=True)]
             cells = [cell + cell @ e for cell, e in zip(cells, symmetric, strict=True)]
         vectors = moved[edge_index[1]] - moved[edge_index[0]] + torch.cat(offsets)
-        atomic, charges = self.network(vectors, edge_index, types)
+        atomic, latent = self.network(vectors, edge_index, types)
+        layout = getattr(self.network, "latent", None)
+        charges = latent if layout is None else latent[:, : layout.num_charges]
         energies = [e.sum() for e in torch.split(atomic.double() + self.reference_energies[types], sizes)]
         if self.long_range is not None:
+            inputs = {"latent_charges": latent} if layout is None else les_inputs(latent, layout)
             result = self.long_range(
                 moved,
                 torch.stack(cells),
-                latent_charges=charges.double(),
+                **{name: values.double() for name, values in inputs.items()},
                 batch=torch.repeat_interleave(torch.tensor(sizes)).to(moved.device),
             )
             energies = [short + long for short, long in zip(energies, result["E_lr"], strict=True)]
@@ -104,20 +109,27 @@ class EnergyModel(torch.nn.Module):
 def standardise_inputs(network: CACENetwork, frames: list[Frame]) -> None:
     """Scale and shift the readouts' first layers so that they see features of zero mean and unit variance.
 
-    The forms of the function stay the same; only its initial weights change. Charges start small but not at zero,
-    which is a stationary point of the energy.
+    The forms of the function stay the same; only its initial weights change. Charges and other latent variables start
+    small but not at zero, which is a stationary point of the energy.
     """
-    captured: list[Tensor] = []
-    hook = network.energy_readout.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0]))
+    captured: list[tuple[Tensor, ...]] = []
+    latent = network.latent_readout
+    # The readout of latent variables sees the invariants, too, and the vectors and tensors.
+    watched = network.energy_readout if latent is None else latent
+    hook = watched.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs))
     for frame in frames:
         edge_index, offsets = frame.neighbours(network.cutoff)
         vectors = frame.positions[edge_index[1]] - frame.positions[edge_index[0]] + offsets
         network(vectors, edge_index, frame.types)
     hook.remove()
-    features = torch.cat(captured)
+    features, *others = (torch.cat(parts) for parts in zip(*captured, strict=True))
     deviation = features.std(0) + 1e-3 * features.std()
     mean = features.mean(0)
-    for readout, factor in ((network.energy_readout, 1.0), (network.charge_readout, 0.1)):
+    readouts = [(network.energy_readout, 1.0), (network.charge_readout, 0.1)]
+    if latent is not None:
+        latent.standardise(*others)
+        readouts += [(readout, 0.1) for readout in latent.perceptrons()]
+    for readout, factor in readouts:
         for layer in (*readout.hidden, readout.output, readout.linear):
             layer.weight.mul_(factor)
             layer.bias.mul_(factor)

@@ -10,7 +10,7 @@ from ase.data import chemical_symbols
 
 from les_md.training.configuration import TrainingConfiguration
 from les_md.training.deviations import Deviations, together
-from les_md.training.networks import description
+from les_md.training.networks import beyond_charges, description
 from les_md.training.run_folder import plain
 from les_md.training.training_data import describe
 
@@ -83,7 +83,8 @@ def _summary(
         means = ", ".join(f"{symbol} {charge:+.3f}" for symbol, charge in metadata["mean_charges"].items())
         charges = (
             f"σ = {long_range['sigma']:g} Å, dl = {long_range['dl']:g} Å, C = {long_range['norm_factor']:g} eV Å/e², "
-            f"{metadata['n_q']} charge(s) an atom; mean charges on a check structure: {means}"
+            f"{metadata['n_q']} charge(s) an atom{beyond_charges(preparation.network, symbols)}; "
+            f"mean charges on a check structure: {means}"
         )
     stopped = "stopped early" if trainer.stopped_early else "all epochs"
     return [

@@ -18,11 +18,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from les_md import export
+from les_md import export, exporting
+from les_md.electrostatics.latent_layout import LatentLayout
+from tests.architectures import multipole_architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +39,7 @@ class SmallModel:
     write : writes a checkpoint to a path.
     num_layers : depth of the exported model: atoms within this many cutoffs matter.
     package : the module without which ``write`` or the export fails.
+    architecture : what loads the checkpoint, where it is none of the registered ones.
     elsewhere : environment variable with the Python that has the package, if this one cannot; what runs such tests.
     """
 
@@ -43,12 +47,33 @@ class SmallModel:
     num_layers: int
     package: str = "torch"
     elsewhere: tuple[str, str] | None = None
+    architecture: ModuleType | None = None
 
 
 def write_cace(path: Path) -> None:
     from tests.test_exporting import write_checkpoint
 
     write_checkpoint(path, reference_energies=(-0.5, -1.5), num_message_passing=1)
+
+
+def write_latent_cace(path: Path) -> None:
+    """All latent variables, each of which changes the long-range energy of water by more than a hundredth."""
+    from les_md.architectures.cace import native_checkpoint
+    from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
+    from les_md.electrostatics import LongRangeParameters
+
+    torch.manual_seed(0)
+    configuration = CACEConfiguration(
+        (1, 8), 3.0, 2, max_l=2, num_radial=4, hidden=(8,), num_message_passing=1, repulsion=True, dipoles=True,
+        quadrupoles=True, kappas=True, alphas=True, fixed_charges=(0.1, -0.2), response_scale=0.02,
+    )  # fmt: skip
+    network = CACENetwork(configuration).double()
+    with torch.no_grad():
+        for readout in (network.charge_readout, *network.latent_readout.perceptrons()):
+            for parameter in readout.parameters():
+                parameter.mul_(0.3)
+    energies = torch.tensor([-0.5, -1.5], dtype=torch.float64)
+    torch.save(native_checkpoint(network, configuration, energies, LongRangeParameters(), {}), path)
 
 
 def write_mace(path: Path) -> None:
@@ -99,14 +124,26 @@ def write_chgnet(path: Path) -> None:
     torch.save(native_checkpoint(network, configuration, energies, LongRangeParameters(), {}), path)
 
 
+def write_multipoles(path: Path) -> None:
+    torch.save(multipole_architecture.checkpoint(LatentLayout(1, dipoles=True, quadrupoles=True)), path)
+
+
+def write_responding(path: Path) -> None:
+    layout = LatentLayout(1, dipoles=True, quadrupoles=True, kappas=True, alphas=True)
+    torch.save(multipole_architecture.checkpoint(layout), path)
+
+
 _NEQUIP = ("LES_MD_NEQUIP_PYTHON", "make test-nequip")
 
 SMALL_MODELS = {
+    "CACE-latent": SmallModel(write_latent_cace, num_layers=2),
     "CACE": SmallModel(write_cace, num_layers=2),
     "MACE": SmallModel(write_mace, num_layers=2, package="mace"),
     "CHGNet": SmallModel(write_chgnet, num_layers=2),
     "NequIP": SmallModel(write_nequip, num_layers=3, package="nequip", elsewhere=_NEQUIP),
     "Allegro": SmallModel(write_allegro, num_layers=1, package="allegro", elsewhere=_NEQUIP),
+    "multipoles": SmallModel(write_multipoles, num_layers=2, architecture=multipole_architecture),
+    "responding": SmallModel(write_responding, num_layers=2, architecture=multipole_architecture),
 }
 
 
@@ -116,7 +153,10 @@ def export_small_model(name: str, path: Path) -> Path:
     if importlib.util.find_spec(model.package):
         checkpoint = path.with_suffix(".checkpoint")
         model.write(checkpoint)
-        return export(checkpoint, path, dtype="float64").path
+        with pytest.MonkeyPatch.context() as patch:
+            if model.architecture is not None:
+                patch.setattr(exporting, "find_architecture", lambda _contents: model.architecture)
+            return export(checkpoint, path, dtype="float64").path
     run_elsewhere(name, ["-m", "tests.architectures.small_models", name, str(path)])
     return path
 

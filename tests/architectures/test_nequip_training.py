@@ -198,7 +198,7 @@ def test_a_batch_is_its_frames_and_charges_are_trained(base_model):
         ({"base_model": "mace"}, "base_model must be nequip or allegro"),
         ({"LES": {"compute_bec": True}}, "unknown option compute_bec"),
         ({"LES": {"les_args": {"use_atomwise": True}}}, "use_atomwise belongs to a charge head"),
-        ({"LES": {"les_args": {"use_dipole": True}}}, "unknown argument use_dipole"),
+        ({"LES": {"les_args": {"use_dipole": True}}}, "use_dipole asks for latent dipoles"),
         ({"compile_mode": "compile"}, "compile_mode"),
     ],
 )

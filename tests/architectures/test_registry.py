@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from les_md import LESCalculator, export
-from les_md.architectures import UnsupportedModelError, architectures, find_architecture
+from les_md.architectures import TrainedModel, UnsupportedModelError, architectures, find_architecture
 from les_md.check_structures import water_box
+from les_md.electrostatics import LongRangeParameters
+from les_md.electrostatics.latent_layout import LatentLayout
 
 OUTSIDE = '''
 """A harmonic pair potential with fixed charges, as another package would add it."""
@@ -86,3 +88,15 @@ def test_architecture_of_another_package(outside_package, tmp_path):
 def test_unknown_checkpoint():
     with pytest.raises(UnsupportedModelError, match=r"it holds a builtins.list\); known: .*cace.*mace.*nequip"):
         find_architecture([])
+
+
+def test_layout_of_latent_variables_fits_the_charges():
+    fields = {
+        "architecture": "none", "network": torch.nn.Identity(), "atomic_numbers": [1], "cutoff": 3.0, "num_layers": 1,
+        "reference_energies": torch.zeros(1), "long_range": LongRangeParameters(), "num_charges": 2,
+        "original": None, "original_description": "none",
+    }  # fmt: skip
+    assert TrainedModel(**fields).latent == LatentLayout(2)
+    assert TrainedModel(**fields, latent=LatentLayout(2, dipoles=True)).latent.num_columns == 8
+    with pytest.raises(ValueError, match="num_charges is 2"):
+        TrainedModel(**fields, latent=LatentLayout(1, dipoles=True))

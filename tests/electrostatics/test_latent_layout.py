@@ -22,3 +22,11 @@ def test_quadrupole_components_are_the_six_of_a_symmetric_tensor():
 def test_anything_but_charges_needs_charges(kind):
     with pytest.raises(ValueError, match="has latent charges too"):
         LatentLayout(0, **{kind: True})
+
+
+def test_metadata_of_a_file():
+    layout = LatentLayout(2, dipoles=True, alphas=True)
+    assert LatentLayout.from_metadata({"n_q": 2, "latent": layout.to_dict()}) == layout
+    assert LatentLayout.from_metadata({"n_q": 2}) == LatentLayout(2)  # an older file
+    with pytest.raises(ValueError, match="octupoles"):
+        LatentLayout.from_metadata({"latent": {**layout.to_dict(), "octupoles": True}})

@@ -289,11 +289,11 @@ def plugin() -> Path:
     return les_md.lammps.build()
 
 
-def lmp(script: str, folder: Path, environment: dict[str, str] | None = None, ranks: int = 1):
-    """Run the program ``lmp`` on an input script; returns the finished process."""
+def lmp(script: str, folder: Path, environment: dict[str, str] | None = None, ranks: int = 1, arguments=()):
+    """Run the program ``lmp`` on an input script, with more ``arguments``; returns the finished process."""
     (folder / "in.test").write_text(script)
     programs = Path(sys.executable).parent
-    command = [str(programs / "lmp"), "-in", "in.test", "-nocite"]
+    command = [str(programs / "lmp"), "-in", "in.test", "-nocite", *arguments]
     if ranks > 1:
         command = [str(programs / "mpiexec"), "-n", str(ranks), *command]
     inherited = dict(os.environ)

@@ -11,6 +11,7 @@ import pytest
 from conftest import TILTED, lmp, random_atoms, water, write_data, write_model
 
 from les_md import LESCalculator
+from tests.architectures.small_models import export_small_model
 
 REAL = 23.060549  # kcal/mol per eV, the factor by which LAMMPS converts potentials
 FIELD = np.array([0.13, -0.24, 0.31])  # V/Å
@@ -41,6 +42,8 @@ def field_models(models, tmp_path_factory) -> dict[str, Path]:
         "mean kept": write_model(folder / "mean.pt", remove_mean=False, num_message_passing=1),
         "gentle": models["gentle"],
         "gentle, 2 layers": write_model(folder / "gentle.pt", num_message_passing=1, softness=10.0),
+        "multipoles": export_small_model("multipoles", folder / "multipoles.pt"),
+        "responding": export_small_model("responding", folder / "responding.pt"),
     }
 
 
@@ -258,6 +261,30 @@ def test_fields_that_vary(atoms, boundary, field_models, lammps_of):
     assert_same(by_atom(session, "f"), expected, 1e-10)
 
 
+# ---- latent dipoles and quadrupoles, and what is induced
+
+
+@pytest.mark.parametrize("model", ["multipoles", "responding"])
+@pytest.mark.parametrize("system", [*PERIODIC, "cluster"])
+def test_field_on_multipoles_is_that_of_lescalculator(system, model, field_models, lammps_of):
+    """Forces, energy and virial in a field, of which the polarisabilities' part is quadratic."""
+    atoms, boundary = PERIODIC.get(system, (cluster(), "f f f"))
+    result = lammps_of(atoms, boundary=boundary).potential(field_models[model], keywords(5 * FIELD)).evaluate()
+    calculator = LESCalculator(field_models[model], electric_field=5 * FIELD)
+    calculator.calculate(atoms)
+    assert_same(result.forces, calculator.results["forces"], 1e-10)
+    assert result.energy == pytest.approx(calculator.results["energy"], rel=1e-11)
+    assert_same(result.energies, calculator.results["energies"], 1e-10)
+    if system != "cluster":
+        stress = calculator.results["stress"][[0, 1, 2, 5, 4, 3]]
+        assert_same(result.virial, -atoms.get_volume() * stress, 1e-9)
+
+
+@pytest.mark.parametrize("model", ["multipoles", "responding"])
+def test_forces_on_multipoles_of_a_cluster_are_the_derivative_of_the_energy(model, field_models, lammps_of):
+    test_forces_in_a_cluster_are_the_derivative_of_the_energy(model, field_models, lammps_of)
+
+
 # ---- ranks
 
 RANK_CASES = {
@@ -269,6 +296,11 @@ RANK_CASES = {
     "isolated": (cluster(), "f f f", "2 layers", keywords()),
     "isolated, 1 layer": (cluster(), "f f f", "1 layer", keywords()),
     "isolated, mean kept": (cluster(), "f f f", "mean kept", keywords()),
+    "multipoles": (water(), "p p p", "multipoles", keywords()),
+    "multipoles, isolated": (cluster(), "f f f", "multipoles", keywords()),
+    "induced": (water(), "p p p", "responding", keywords(more="kspace mesh")),
+    "induced, slab, sum rule": (SLAB, "p p f", "responding", keywords((0.0, 0.0, 0.5), more="asr yes slab yes")),
+    "induced, isolated": (cluster(), "f f f", "responding", keywords(10 * FIELD)),
 }
 
 

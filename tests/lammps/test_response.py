@@ -11,8 +11,12 @@ import ase.data
 import numpy as np
 import pytest
 from conftest import TILTED, lmp, random_atoms, water, write_data, write_model
+from scipy.integrate import cumulative_trapezoid
 
 from les_md import LESCalculator, export, model_file
+from les_md.analysis.dielectric import dielectric_constant
+from les_md.analysis.series_files import read_dipole_series
+from tests.architectures.small_models import export_small_model
 
 OPEN = np.diag([8.0, 8, 8]).tolist()
 SMALL_TILTED = [[3.0, 0, 0], [1.4, 2.9, 0], [-0.8, 1.2, 3.1]]
@@ -44,6 +48,8 @@ def response_models(models, tmp_path_factory) -> dict[str, Path]:
         "1 layer, turned": write_model(folder / "turned.pt", charge_sign=-1.0),
         "gentle": models["gentle"],
         "gentle, 2 layers": write_model(folder / "gentle.pt", num_message_passing=1, softness=10.0),
+        "multipoles": export_small_model("multipoles", folder / "multipoles.pt"),
+        "responding": export_small_model("responding", folder / "responding.pt"),
     }
 
 
@@ -74,7 +80,16 @@ def assert_same(ours, theirs, tolerance):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize(
-    "model", ["1 layer", "2 layers, 2 charges", "1 layer, 2 charges", "1 layer, mean kept", "2 layers, mean kept"]
+    "model",
+    [
+        "1 layer",
+        "2 layers, 2 charges",
+        "1 layer, 2 charges",
+        "1 layer, mean kept",
+        "2 layers, mean kept",
+        "multipoles",
+        "responding",
+    ],
 )
 def test_born_charges_of_lescalculator(name, model, response_models, lammps_of):
     atoms, boundary = SYSTEMS[name]()
@@ -193,11 +208,12 @@ def test_current_is_the_sum_of_born_charges_times_velocities(response_models, la
         if steps:
             session.run("run 1 pre no")
         current = np.array(session.lmp.numpy.extract_compute("les", 0, 1))
-        assert len(current) == 5
+        assert len(current) == 9
+        assert current[5] == 0.0  # no field, no energy of it
         if steps % 4:
-            assert np.isnan(current[2:]).all()
+            assert np.isnan(current[[2, 3, 4, 6, 7, 8]]).all()
             continue
-        assert_same(current[2:], np.einsum("iab,ib->a", born_charges(session), by_atom(session, "v")), 1e-12)
+        assert_same(current[2:5], np.einsum("iab,ib->a", born_charges(session), by_atom(session, "v")), 1e-12)
     assert np.isfinite(current[:2]).all()
 
 
@@ -230,30 +246,104 @@ def test_current_is_the_change_of_the_dipole(model, response_models, lammps_of):
         session.run(f"velocity all create 500 4\nfix 1 all nve\ntimestep {timestep}\nthermo 1")
         session.run("compute les all pair mliap/les\nfix q all pair 1 mliap/les charge 0")
         session.run("thermo_style custom step pe c_les[*]\nrun 0")
-        dipoles, currents = [], []
+        dipoles, currents, changes = [], [], []
         for _ in range(12):
             session.run("run 1 pre no")
             order = np.argsort(session.lmp.numpy.extract_atom("id")[: len(atoms)])
             charges = np.array(session.lmp.numpy.extract_fix("q", 1, 1)[: len(atoms)])[order]
             dipoles.append((charges - charges.mean()) @ by_atom(session, "x"))
-            currents.append(np.array(session.lmp.numpy.extract_compute("les", 0, 1))[2:])
-        slope = (np.array(dipoles)[2:] - np.array(dipoles)[:-2]) / (2 * timestep)
-        errors.append(np.abs(slope - currents[1:-1]).max() / np.abs(currents).max())
-    assert errors[1] < 1e-5
-    assert 3.0 < errors[0] / errors[1] < 5.0
+            values = np.array(session.lmp.numpy.extract_compute("les", 0, 1))
+            currents.append(values[2:5])
+            changes.append(values[6:])
+        dipoles, changes = np.array(dipoles) - dipoles[0], np.array(changes) - changes[0]
+        slope = (dipoles[2:] - dipoles[:-2]) / (2 * timestep)
+        errors.append([np.abs(slope - currents[1:-1]).max() / np.abs(currents).max(), relative(changes, dipoles)])
+    for coarse, fine in zip(*errors, strict=True):
+        assert fine < 1e-5
+        assert 3.0 < coarse / fine < 5.0
+
+
+def relative(ours, theirs) -> float:
+    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+def test_change_of_the_polarisation(response_models, lammps_of):
+    """The integral of J by trapezoids over all runs that follow on each other, whatever the time step.
+
+    From zero again after a minimisation and where the number of the step jumps.
+    """
+    session = lammps_of(water()).potential(response_models["gentle"], "current 2")
+    session.run("velocity all create 300 4\nfix 1 all nve\ncompute les all pair mliap/les\nthermo 1")
+    session.run("thermo_style custom step time pe c_les[*]\ntimestep 0.0002\nrun 0 post no")
+
+    def values():
+        return np.array(session.lmp.numpy.extract_compute("les", 0, 1))
+
+    change, current = np.zeros(3), values()[2:5]
+    np.testing.assert_array_equal(values()[6:], 0.0)
+    for number, timestep in enumerate((0.0002, 0.0002, 0.0001)):
+        for _ in range(4):
+            session.run("run 1 pre no post no")
+            assert np.isnan(values()[6:]).all()
+            session.run("run 1 pre no post no")
+            change += timestep * (current + values()[2:5])  # 2 steps, halved
+            current = values()[2:5]
+            assert_same(values()[6:], change, 1e-11)
+        # Other velocities of the same positions: the last current of a run is not the first of the next.
+        session.run(
+            f"velocity all create 300 {5 + number}\ntimestep {0.0002 if number == 0 else 0.0001}\nrun 0 post no"
+        )
+        assert_same(values()[6:], change, 1e-11)
+        assert np.abs(values()[2:5] - current).max() > 0.1
+        current = values()[2:5]
+    session.run("run 1 post no\nrun 2 post no\nrun 1 post no")  # runs that end where nothing is evaluated
+    assert np.abs(values()[6:] - change).max() > 1e-4
+    session.run("reset_timestep 1000\nrun 0 post no")
+    np.testing.assert_array_equal(values()[6:], 0.0)
+    session.run("run 4 post no")
+    assert np.abs(values()[6:]).max() > 1e-4
+    step = session.lmp.extract_global("ntimestep")
+    session.run("minimize 0 0 2 100")
+    assert np.isnan(values()[2:5]).all()
+    assert session.lmp.extract_global("ntimestep") == step + 2  # as if it had been two steps of a run
+    session.run("run 0 post no")
+    np.testing.assert_array_equal(values()[6:], 0.0)
+
+
+def test_series_for_the_dielectric_constant(response_models, lammps_of):
+    """ΔP in the log is read as a dipole series: the integral of J."""
+    session = lammps_of(water()).potential(response_models["gentle"], "current 2")
+    session.run("velocity all create 300 4\nfix 1 all nve\ntimestep 0.0005\ncompute les all pair mliap/les")
+    session.run(
+        "thermo 2\nthermo_style custom step time temp vol c_les[3] c_les[4] c_les[5] c_les[7] c_les[8] c_les[9]"
+    )
+    session.run("thermo_modify format float %.12g\nrun 120")
+    session.close()
+    log = session.folder / "log.lammps"
+    current = read_dipole_series(log, ["c_les[3]", "c_les[4]", "c_les[5]"], "current")
+    dipole = read_dipole_series(log, ["c_les[7]", "c_les[8]", "c_les[9]"], "dipole")
+    integral = cumulative_trapezoid(current.values, dx=current.interval, axis=0, initial=0.0)
+    assert_same(dipole.values, integral, 1e-9)
+    values = [dielectric_constant(series, blocks=5).value for series in (current, dipole)]
+    assert values[0] == pytest.approx(values[1], rel=1e-8)
 
 
 def test_real_units(response_models, lammps_of):
-    """Born charges in e, the current in e Å/fs for velocities in Å/fs."""
+    """Born charges in e, the current in e Å/fs for velocities in Å/fs, its integral in e Å."""
     result = {}
     for units, scale in (("metal", 1.0), ("real", 1e-3)):
         session = lammps_of(water(), units=units).potential(response_models["1 layer"], "current 1")
         session.run(f"variable speed equal {scale}*5\nvelocity all set ${{speed}} 0 0\nvelocity all set NULL {scale} 0")
         session.run("fix born all pair 1 mliap/les born 1\ncompute les all pair mliap/les")
         session.run("thermo_style custom step pe c_les[*]\nrun 0")
-        result[units] = born_charges(session), np.array(session.lmp.numpy.extract_compute("les", 0, 1))[2:] / scale
+        current = np.array(session.lmp.numpy.extract_compute("les", 0, 1))[2:5] / scale
+        session.run(f"fix 1 all nve\ntimestep {1e-7 / scale}\nthermo 2\nrun 2")
+        change = np.array(session.lmp.numpy.extract_compute("les", 0, 1))[6:]
+        np.testing.assert_allclose(change, 2e-7 * current, rtol=1e-2)
+        result[units] = born_charges(session), current, change
     assert_same(result["real"][0], result["metal"][0], 1e-13)
     assert_same(result["real"][1], result["metal"][1], 1e-12)
+    np.testing.assert_allclose(result["real"][2], result["metal"][2], rtol=1e-6)
     assert np.abs(result["metal"][1]).max() > 0.0
 
 
@@ -262,7 +352,7 @@ def test_pair_style_named_again(response_models, lammps_of):
     session = lammps_of(water()).potential(response_models["1 layer"])
     session.run("velocity all create 300 4\nfix 1 all nve")
     fixes = session.lmp.available_ids("fix")
-    for every, expected in ((2, 5), (3, 5), (0, 2)):
+    for every, expected in ((2, 9), (3, 9), (0, 2)):
         session.run(f"pair_style mliap/les current {every}\ncompute les all pair mliap/les")
         session.run("thermo_style custom step pe c_les[*]\nrun 0")
         values = np.array(session.lmp.numpy.extract_compute("les", 0, 1))
@@ -316,6 +406,16 @@ CASES = {
         random_atoms(OPEN, False, "HOHHOHHO"), "2 layers, mean kept", ("2x1x1",), boundary="s s s"
     ),
     "a rank without atoms": Case(half_filled(), "2 layers", ("2x1x1",)),
+    "multipoles": Case(water(), "multipoles", ("2x1x1", "2x2x1")),
+    "induced": Case(water(), "responding", ("2x1x1", "2x2x1")),
+    "induced, by mesh": Case(
+        water(), "responding", ("2x1x1",), pair="pair_style mliap/les current 1 kspace mesh\npair_coeff * * MODEL H O"
+    ),
+    "induced, slab": Case(SLAB, "responding", ("1x2x2",), boundary="p p f"),
+    "induced, isolated": Case(
+        random_atoms(OPEN, False, "HOHHOHHO"), "responding", ("2x1x1", "2x2x1"), boundary="f f f"
+    ),
+    "induced, a rank without atoms": Case(half_filled(), "responding", ("2x1x1",)),
     "helium": Case(with_helium(), "1 layer", ("2x1x1", "2x2x1"), pair=NULL, elements=("H", "O", "He")),
 }
 
@@ -377,6 +477,28 @@ def test_every_number_of_ranks_gives_the_same(name, layout, evaluated):
     for ours, one in zip(evaluated(name, layout), evaluated(name, "1x1x1"), strict=True):
         assert_same(ours, one, 1e-10)
     assert np.abs(one).max() > 0.1  # the current
+
+
+def test_change_of_the_polarisation_on_ranks(response_models, plugin, tmp_path):
+    """Along a trajectory during which atoms move from one rank to another."""
+    atoms = water((2, 2, 2))
+    write_data(tmp_path / "water.data", atoms, ("H", "O"), "atomic")
+    changes = []
+    for ranks in (1, 4):
+        done = lmp(
+            f"processors {'2 2 1' if ranks == 4 else '1 1 1'}\nunits metal\nread_data water.data\n"
+            f"pair_style mliap/les current 2\npair_coeff * * {response_models['gentle, 2 layers']} H O\n"
+            "neighbor 0.2 bin\nneigh_modify every 1 delay 0 check no\nvelocity all create 3000 4\nfix 1 all nve\n"
+            "timestep 0.001\ncompute les all pair mliap/les\nthermo 10\n"
+            "thermo_style custom step pe c_les[7] c_les[8] c_les[9]\nrun 10\nrun 10\n"
+            'print "$(c_les[7]:%.17g) $(c_les[8]:%.17g) $(c_les[9]:%.17g)" file change\n',
+            tmp_path,
+            ranks=ranks,
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        changes.append(np.array((tmp_path / "change").read_text().split(), dtype=float))
+    assert np.abs(changes[0]).max() > 0.01
+    assert_same(changes[1], changes[0], 1e-10)
 
 
 def test_atoms_of_no_element_have_no_born_charges(evaluated, response_models):
@@ -451,6 +573,21 @@ class TestWrongInput:
     )
     def test_current(self, value, message, lammps_of):
         self.check(lammps_of, f"pair_style mliap/les current {value}", message)
+
+    def test_without_velocities(self, models, lammps_of):
+        """A warning in the log, once: in rerun of a dump without velocities too."""
+        session = lammps_of(water()).potential(models["gentle"], "current 2")
+        dump = session.folder / "positions.dump"
+        session.run(f"velocity all create 300 4\nfix 1 all nve\ndump d all custom 2 {dump} id x y z\nrun 4\nundump d")
+        session.run(
+            "velocity all set 0 0 0\ncompute les all pair mliap/les\nthermo_style custom step pe c_les[*]\n"
+            f"rerun {dump} dump x y z"
+        )
+        np.testing.assert_array_equal(np.array(session.lmp.numpy.extract_compute("les", 0, 1))[2:5], 0.0)
+        session.close()
+        log = (session.folder / "log.lammps").read_text()
+        assert log.count("current is zero at step 0 because all velocities are") == 1
+        assert log.count("all velocities are") == 1
 
     def test_not_asked_for(self, models, lammps_of):
         commands = f"pair_style mliap/les\npair_coeff * * {models['water']} H O\ncompute les all pair mliap/les\n"

@@ -130,13 +130,11 @@ class TestModelFile:
         return path
 
     def test_other_format(self, refused, models, tmp_path):
-        path = self.rewrite(models, tmp_path / "new.pt", format_version=5)
-        message = r"new.pt' has format version 5, this les_md reads versions 3 and 4: update les_md or export the model"
+        path = self.rewrite(models, tmp_path / "new.pt", format_version=6)
+        message = r"new.pt' has format version 6, this les_md reads versions 3 to 5: update les_md or export the model"
         self.check(refused, path, message)
         path = self.rewrite(models, tmp_path / "old.pt", format_version=1)
-        message = (
-            r"old.pt' has format version 1, this les_md reads versions 3 and 4: export the model with this version"
-        )
+        message = r"old.pt' has format version 1, this les_md reads versions 3 to 5: export the model with this version"
         self.check(refused, path, message)
 
     def test_incomplete_metadata(self, refused, models, tmp_path):
@@ -256,7 +254,7 @@ def test_atoms_on_top_of_each_other(models, lammps_of):
     atoms = water()
     atoms.positions[7] = atoms.positions[3]
     session = lammps_of(atoms).potential(models["water"])
-    message = r"non-finite energy at step 0; the closest atoms, [48] and [48], are 0 angstrom apart"
+    message = r"the model gives a non-finite energy at step 0; the closest atoms, [48] and [48], are 0 angstrom apart"
     with pytest.raises(Exception, match=message):
         session.run("run 0")
 

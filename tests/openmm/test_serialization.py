@@ -252,7 +252,7 @@ DAMAGES = {
     other_weights: "damaged",
     # (What notices it first depends on the bytes: the decompression or the checksum.)
     other_code: r"truncated or no model file|damaged \(checksum",
-    newer: "in format 99, this les_md reads formats 3 and 4: update les_md",
+    newer: "in format 99, this les_md reads formats 3, 4 and 5: update les_md",
 }
 
 

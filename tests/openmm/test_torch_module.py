@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from les_md.openmm.torch_module import TorchForceModule, configure_executor
-from les_md.openmm.units import EV_TO_KJ_PER_MOL
+from les_md.openmm.torch_module import (
+    IsolatedFieldModule,
+    PeriodicFieldModule,
+    TorchForceModule,
+    configure_executor,
+    module_class,
+)
+from les_md.openmm.units import EV_TO_KJ_PER_MOL, VOLT_PER_NANOMETER
+from tests.architectures.small_models import export_small_model
 from tests.openmm.conftest import (
     KJ_PER_MOL,
     NANOMETER,
@@ -78,6 +85,54 @@ def assert_agrees_while_moving(module, model, atoms, steps):
 def test_frozen_agrees_with_the_calculator(models, model, name):
     atoms = CONFIGURATIONS[name]()
     assert_agrees_while_moving(frozen(models[model], atoms), models[model], atoms, 3)
+
+
+@pytest.mark.parametrize("sum_rule", [False, True])
+@pytest.mark.parametrize("name", ["cubic", "triclinic", "isolated"])
+@pytest.mark.parametrize("model", ["one channel", "two layers"])
+def test_field(models, model, name, sum_rule):
+    """Frozen, in fields that come as arguments, as TorchForce hands its global parameters over."""
+    atoms = CONFIGURATIONS[name]()
+    if sum_rule and not atoms.pbc.all():
+        pytest.skip("the sum rule is for periodic systems")
+    exported = loaded(models[model])
+    kind = PeriodicFieldModule if atoms.pbc.all() else IsolatedFieldModule
+    module = kind(exported, exported.types_of(atoms.numbers), bool(atoms.pbc.all()), sum_rule=sum_rule)
+    module = torch.jit.freeze(torch.jit.script(module).eval())
+    for field in ([0.0, 0.0, 0.0], [1.3, -2.4, 3.1], [0.0, 0.0, -5.0]):  # V/nm
+        positions = torch.from_numpy(atoms.positions / NANOMETER).requires_grad_(True)
+        box = (torch.from_numpy(atoms.cell.array / NANOMETER),) if atoms.pbc.all() else ()
+        arguments = [torch.tensor(VOLT_PER_NANOMETER * component, dtype=torch.float64) for component in field]
+        energy, forces = module(positions, *box, *arguments)
+        expected = reference(
+            models[model], atoms, electric_field=tuple(np.array(field) / NANOMETER), sum_rule=sum_rule
+        )  # fmt: skip
+        assert_same((energy.item(), forces.numpy()), expected)
+        atoms.rattle(0.02, seed=3)
+
+
+@pytest.fixture(scope="module")
+def multipole_models(tmp_path_factory):
+    """With latent dipoles and quadrupoles, and with induced charges and dipoles besides."""
+    folder = tmp_path_factory.mktemp("multipole_models")
+    return {name: export_small_model(name, folder / f"{name}.pt") for name in ("multipoles", "responding")}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("model", ["multipoles", "responding"])
+def test_multipoles(multipole_models, model, name):
+    atoms = CONFIGURATIONS[name]()
+    exported = loaded(multipole_models[model])
+    kind = module_class(exported, bool(atoms.pbc.all()), False)
+    module = kind(exported, exported.types_of(atoms.numbers), bool(atoms.pbc.all()))
+    module = torch.jit.freeze(torch.jit.script(module).eval())
+    assert_agrees_while_moving(module, multipole_models[model], atoms, 2)
+
+
+@pytest.mark.parametrize("name", ["triclinic", "isolated"])
+@pytest.mark.parametrize("model", ["multipoles", "responding"])
+def test_multipoles_in_a_field(multipole_models, model, name):
+    test_field(multipole_models, model, name, False)
 
 
 @pytest.mark.parametrize("name", ["triclinic", "isolated"])

@@ -377,7 +377,7 @@ class TestModelFile:
                 if entry.filename.endswith("les_md.json"):
                     content = content.replace(b'"format_version": 4', f'"format_version": {version}'.encode())
                 new.writestr(entry.filename, content)
-        message = rf"other\.pt is in format {version}, this les_md reads formats 3 and 4: {message}"
+        message = rf"other\.pt is in format {version}, this les_md reads formats 3, 4 and 5: {message}"
         self.check(path, ModelFileError, message, backend)
 
 

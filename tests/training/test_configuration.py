@@ -88,6 +88,7 @@ def test_template_shows_every_key_and_its_default():
         "stress_sign",
         "message_normalisation",
         "elements",
+        "fixed_charges",
     ):
         text = "\n".join(line for line in text.splitlines() if not line.strip().startswith(f"{name}:"))
     text = "\n".join(line for line in text.splitlines() if "plateau_" not in line and "final_learning" not in line)

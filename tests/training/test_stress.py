@@ -28,13 +28,20 @@ def frames() -> list[Frame]:
     return [checked_frame(crystal(seed), f"crystal {seed}", (11, 17), LABELS) for seed in (1, 2, 4)]
 
 
-def model(layers: int = 0, charges: int = 1) -> EnergyModel:
+#: Every latent variable beyond charges.
+LATENT = {"dipoles": True, "quadrupoles": True, "kappas": True, "alphas": True}
+
+
+def model(layers: int = 0, charges: int = 1, **latent) -> EnergyModel:
     torch.manual_seed(4)
-    configuration = dataclasses.replace(CONFIGURATION, num_message_passing=layers, num_charges=charges)
+    configuration = dataclasses.replace(CONFIGURATION, num_message_passing=layers, num_charges=charges, **latent)
     network = CACENetwork(configuration).double()
     standardise_inputs(network, frames())
     with torch.no_grad():
         network.charge_readout.linear.weight.mul_(20.0)  # charges of a tenth, so that the long range matters
+        if network.latent_readout is not None:
+            network.latent_readout.scale *= 20.0
+            network.latent_readout.response_scale *= 5.0
     long_range = LongRangeParameters() if charges else None
     return EnergyModel(network, reference_energies(frames(), 2), long_range)
 
@@ -44,9 +51,11 @@ def strained(frame: Frame, strain: np.ndarray) -> Frame:
     return Frame(frame.types, frame.positions @ deformation, frame.cell @ deformation, frame.energy, frame.forces)
 
 
-@pytest.mark.parametrize(("layers", "charges"), [(0, 1), (1, 1), (0, 0)])
-def test_stress_is_the_strain_derivative(layers, charges):
-    tested, step = model(layers, charges), 1e-5
+@pytest.mark.parametrize(
+    ("layers", "charges", "latent"), [(0, 1, {}), (1, 1, {}), (0, 0, {}), (1, 1, LATENT), (0, 2, LATENT)], ids=str
+)
+def test_stress_is_the_strain_derivative(layers, charges, latent):
+    tested, step = model(layers, charges, **latent), 1e-5
     for frame, stress in zip(frames(), tested.evaluate(frames(), False, stress=True).stresses, strict=True):
         volume = float(torch.linalg.det(frame.cell).abs())
         for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
@@ -76,8 +85,9 @@ def test_long_range_part_is_there():
     assert float((with_charges - without).abs().max()) > 1e-5
 
 
-def test_stress_loss_is_differentiable_in_the_weights():
-    tested = model(layers=1)
+@pytest.mark.parametrize("latent", [{}, LATENT], ids=str)
+def test_stress_loss_is_differentiable_in_the_weights(latent):
+    tested = model(layers=1, **latent)
 
     def loss(of: EnergyModel) -> torch.Tensor:
         stresses = of.evaluate(frames(), True, stress=True).stresses
