@@ -20,10 +20,11 @@ import torch
 from les_md.electrostatics.latent_inputs import les_inputs
 from les_md.training.configuration import DataSection, ModelSection, TrainingConfiguration, TrainingSection
 from les_md.training.dataset import Frame
+from les_md.training.deviations import deviations_of
 from les_md.training.fit import EnergyModel
 from les_md.training.spice import born_effective_charges
 from les_md.training.trainer import Trainer
-from les_md.training.training_run import measure, prepare
+from les_md.training.training_run import prepare
 
 KINDS = {
     "charges": {},
@@ -108,7 +109,7 @@ def main() -> None:
                     trainer.run_epoch()
                 model = trainer.average
                 model.network.load_state_dict(trainer.best.weights)
-                errors = measure(model, start.data, False, 2)["test"].rmse()
+                errors = deviations_of(model, frames["test"]).rmse()
                 born, dipole = compare(model, frames["test"], labelled)
                 step = 1e3 * trainer.seconds / trainer.step
                 values = [kind, str(seed), f"{errors['energy']:.2f}", f"{errors['forces']:.1f}"]

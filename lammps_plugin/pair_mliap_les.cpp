@@ -20,6 +20,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <new>
 
 #include <mpi.h>
 #include <sys/resource.h>
@@ -75,13 +76,23 @@ void PairMLIAPLES::compute(int eflag, int vflag)
   const double start = platform::walltime();
   std::string problem;
   const bool new_list = neighbor->ago == 0 || neighbor->lastcall != mapped_step_;    // the same on every process
-  if (new_list || !graph_.maps(atom->nlocal + atom->nghost)) problem = graph_.map_images(type_of_);
+  // These vectors are the first to grow with the system: no memory for them is a message, not the end of the program.
+  const auto with_memory = [this](auto &&part) -> std::string {
+    try {
+      return part();
+    } catch (const std::bad_alloc &) {
+      return fmt::format("not enough memory for the edges of {} atoms at step {}", atom->nlocal, update->ntimestep);
+    }
+  };
+  if (new_list || !graph_.maps(atom->nlocal + atom->nghost))
+    problem = with_memory([this] { return graph_.map_images(type_of_); });
   if (new_list) {
     mapped_step_ = neighbor->lastcall;
     const bigint own = graph_.mapped_atoms();
     MPI_Allreduce(&own, &total_atoms_, 1, MPI_LMP_BIGINT, MPI_SUM, world);
   }
-  if (problem.empty()) problem = graph_.build(list, model_->info().cutoff, model_->info().num_layers);
+  if (problem.empty())
+    problem = with_memory([this] { return graph_.build(list, model_->info().cutoff, model_->info().num_layers); });
   stop_if_any(problem);
   graph_time_ += platform::walltime() - start;
 

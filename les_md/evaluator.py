@@ -75,6 +75,8 @@ class PotentialEvaluator:
         Raises ValueError for positions that are not finite, for an energy or force that is not, and for a field on a
         model that ``check_field`` refuses.
         """
+        if len(positions) == 0:
+            return self._nothing()
         *graph, positions_tensor, long_range_cell = self._inputs(types, positions, cell, periodic)
         plan = self.planner.plan(positions_tensor, long_range_cell)
         # The optimising executor specialises on shapes, and the number of edges changes with every step.
@@ -97,6 +99,14 @@ class PotentialEvaluator:
             )
         return output
 
+    def _nothing(self) -> dict:
+        """Results without atoms, where networks have nothing to work on."""
+        empty = {"energies": np.zeros(0), "long_range_energies": np.zeros(0), "forces": np.zeros((0, 3))}
+        charges = np.zeros((0, int(self.model.metadata.get("n_q", 0))))
+        sums = {"energy": 0.0, "long_range_energy": 0.0, "field_energy": 0.0}
+        fields = {"field_energies": np.zeros(0)}
+        return {**empty, **fields, **sums, "charges": charges, "strain_derivative": np.zeros((3, 3))}
+
     def check_field(self) -> None:
         """Raises ValueError unless an electric field can act on the model."""
         name = self.model.path.name
@@ -114,6 +124,8 @@ class PotentialEvaluator:
         """Born effective charges [N, 3, 3] in e, polarisation index first; arguments as of ``compute``."""
         if not self.model.has_long_range:
             raise ValueError(f"{self.model.path.name} is a short-range model: it has no Born effective charges")
+        if len(positions) == 0:
+            return np.zeros((0, 3, 3))
         inputs = self._inputs(types, positions, cell, periodic)
         with torch.jit.optimized_execution(False):
             if self.model.latent.responds:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import yaml
 from ase.data import chemical_symbols
 
-from les_md.architectures.cace_network import CACEConfiguration
 from les_md.training.configuration import TrainingConfiguration
 from les_md.training.deviations import Deviations, together
-from les_md.training.networks import NetworkConfiguration, description
+from les_md.training.networks import beyond_charges, description
 from les_md.training.run_folder import plain
 from les_md.training.training_data import describe
 
@@ -84,7 +83,7 @@ def _summary(
         means = ", ".join(f"{symbol} {charge:+.3f}" for symbol, charge in metadata["mean_charges"].items())
         charges = (
             f"σ = {long_range['sigma']:g} Å, dl = {long_range['dl']:g} Å, C = {long_range['norm_factor']:g} eV Å/e², "
-            f"{metadata['n_q']} charge(s) an atom{_beyond_charges(preparation.network, symbols)}; "
+            f"{metadata['n_q']} charge(s) an atom{beyond_charges(preparation.network, symbols)}; "
             f"mean charges on a check structure: {means}"
         )
     stopped = "stopped early" if trainer.stopped_early else "all epochs"
@@ -98,24 +97,6 @@ def _summary(
         f"| trained for | {trainer.epoch} epochs ({stopped}), {trainer.seconds:.0f} s; averaged weights of epoch "
         f"{trainer.best.epoch} |",
     ]
-
-
-def _beyond_charges(network: NetworkConfiguration, symbols: list[str]) -> str:
-    """Fixed charges and latent variables beyond charges, in words."""
-    if not isinstance(network, CACEConfiguration):
-        return ""
-    words = []
-    if network.fixed_charges is not None:
-        fixed = ", ".join(f"{s} {charge:+g}" for s, charge in zip(symbols, network.fixed_charges, strict=True))
-        words.append(f" on top of fixed ones ({fixed})")
-    kinds = {
-        "dipoles": network.dipoles,
-        "quadrupoles": network.quadrupoles,
-        "softness κ (induced charges)": network.kappas,
-        "polarisability α (induced dipoles)": network.alphas,
-    }
-    present = [name for name, there in kinds.items() if there]
-    return "".join(words) + (f", latent {', '.join(present)}" if present else "")
 
 
 def _errors(frames: dict, deviations: dict[str, Deviations], symbols: list[str]) -> list[str]:

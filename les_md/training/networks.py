@@ -61,3 +61,21 @@ def description(configuration: NetworkConfiguration, parameters: int) -> str:
         f"CACE (native), cutoff {c.cutoff:g} Å, {c.num_message_passing} message-passing layers, max_l {c.max_l}, "
         f"max_nu {c.max_nu}, {parameters} parameters; {'with' if c.repulsion else 'without'} ZBL core repulsion"
     )
+
+
+def beyond_charges(network: NetworkConfiguration, symbols: list[str]) -> str:
+    """Fixed charges and latent variables beyond charges, in words; ``symbols`` of the elements in type order."""
+    if isinstance(network, CHGNetConfiguration):
+        return ""
+    words = []
+    if network.fixed_charges is not None:
+        fixed = ", ".join(f"{s} {charge:+g}" for s, charge in zip(symbols, network.fixed_charges, strict=True))
+        words.append(f" on top of fixed ones ({fixed})")
+    kinds = {
+        "dipoles": network.dipoles,
+        "quadrupoles": network.quadrupoles,
+        "softness κ (induced charges)": network.kappas,
+        "polarisability α (induced dipoles)": network.alphas,
+    }
+    present = [name for name, there in kinds.items() if there]
+    return "".join(words) + (f", latent {', '.join(present)}" if present else "")

@@ -16,9 +16,6 @@ from les_md.training.trainer import TrainingError
 from les_md.training.training_data import TrainingData
 
 FORMAT_VERSION = 1
-#: Off by default and younger than ``FORMAT_VERSION``: left out of a run's settings where they are off, so that a run
-#: begun without them can be resumed.
-_NEW_SETTINGS = tuple(f"model.{name}" for name in ("dipoles", "quadrupoles", "kappas", "alphas", "fixed_charges"))
 
 
 class RunFolder:
@@ -111,9 +108,6 @@ def made_with(configuration: TrainingConfiguration, data: TrainingData) -> dict:
             del settings[name]
     repeat = configuration.data.repeat or {}
     settings["data.repeat"] = [repeat.get(name, 1) for name in configuration.data.train]
-    for name in _NEW_SETTINGS:
-        if not settings.get(name):
-            settings.pop(name, None)
     return {"settings": settings, "files_sha256": data.digests, "fingerprint": data.fingerprint()}
 
 

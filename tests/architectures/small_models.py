@@ -56,6 +56,26 @@ def write_cace(path: Path) -> None:
     write_checkpoint(path, reference_energies=(-0.5, -1.5), num_message_passing=1)
 
 
+def write_latent_cace(path: Path) -> None:
+    """All latent variables, each of which changes the long-range energy of water by more than a hundredth."""
+    from les_md.architectures.cace import native_checkpoint
+    from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
+    from les_md.electrostatics import LongRangeParameters
+
+    torch.manual_seed(0)
+    configuration = CACEConfiguration(
+        (1, 8), 3.0, 2, max_l=2, num_radial=4, hidden=(8,), num_message_passing=1, repulsion=True, dipoles=True,
+        quadrupoles=True, kappas=True, alphas=True, fixed_charges=(0.1, -0.2), response_scale=0.02,
+    )  # fmt: skip
+    network = CACENetwork(configuration).double()
+    with torch.no_grad():
+        for readout in (network.charge_readout, *network.latent_readout.perceptrons()):
+            for parameter in readout.parameters():
+                parameter.mul_(0.3)
+    energies = torch.tensor([-0.5, -1.5], dtype=torch.float64)
+    torch.save(native_checkpoint(network, configuration, energies, LongRangeParameters(), {}), path)
+
+
 def write_mace(path: Path) -> None:
     from tests.architectures import test_mace
 
@@ -116,6 +136,7 @@ def write_responding(path: Path) -> None:
 _NEQUIP = ("LES_MD_NEQUIP_PYTHON", "make test-nequip")
 
 SMALL_MODELS = {
+    "CACE-latent": SmallModel(write_latent_cace, num_layers=2),
     "CACE": SmallModel(write_cace, num_layers=2),
     "MACE": SmallModel(write_mace, num_layers=2, package="mace"),
     "CHGNet": SmallModel(write_chgnet, num_layers=2),

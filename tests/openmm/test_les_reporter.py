@@ -234,6 +234,17 @@ def test_box_of_the_present_step(models, simulation_of):
 
 
 class TestWrongInput:
+    def test_current_without_velocities(self, models, simulation_of):
+        """Of a State that was asked for by other code: no current of velocities that are not there."""
+        simulation = simulation_of(models["one channel"], water_box())
+        table = io.StringIO()
+        reporter = LESReporter(table, 1, simulation.force, current=True)
+        assert "velocities" in reporter.describeNextReport(simulation)["include"]
+        state = simulation.context.getState(positions=True, energy=True, parameters=True)
+        with pytest.raises(Exception, match="does not contain velocities"):
+            reporter.report(simulation, state)
+        assert len(rows_of(table.getvalue())) == 1  # the heading
+
     def test_short_range_model(self, models, les_force):
         force = les_force(models["short range"], water_box())
         with pytest.raises(ValueError, match=r"short_range\.pt is a short-range model: it has no charges to report"):

@@ -14,10 +14,14 @@ from les_md.architectures.cace import native_checkpoint
 from les_md.architectures.registry import LoadOptions, UnsupportedModelError
 from les_md.electrostatics import LongRangeParameters
 from les_md.les import Les
-from les_md.training.configuration import ConfigurationError
+from les_md.training.configuration import ConfigurationError, LossWeights, TrainingSection
 from les_md.training.configuration_file import parse_configuration
-from les_md.training.fit import EnergyModel, Schedule, errors, fit, loss
+from les_md.training.dataset import reference_energies
+from les_md.training.deviations import batch_loss, deviations_of
+from les_md.training.fit import EnergyModel
 from les_md.training.les_arguments import les_of_arguments
+from les_md.training.networks import initial_network
+from les_md.training.trainer import Trainer
 from tests.training.ionic_crystals import crystal
 from tests.training.test_configuration import changed
 from tests.training.test_stress import CONFIGURATION, LATENT, frames, model
@@ -41,10 +45,14 @@ def test_forces_are_derivatives_and_the_latent_variables_matter(kinds):
         assert float(forces[atom, axis]) == pytest.approx((values[1] - values[0]) / 2e-4, rel=1e-5, abs=1e-7)
 
 
+def loss(of: EnergyModel) -> torch.Tensor:
+    return batch_loss(frames(), of.evaluate(frames(), differentiable=True), LossWeights(1.0, 1.0, 0.0))
+
+
 def test_every_weight_is_reached():
     """The loss on forces is differentiable in the weights of all readouts, and no gradient is zero."""
     tested = model(**LATENT)
-    loss(tested, frames(), energy_weight=1.0)[0].backward()
+    loss(tested).backward()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in tested.named_parameters():
         if "latent_readout" not in name:
@@ -56,19 +64,21 @@ def test_every_weight_is_reached():
             shifted = copy.deepcopy(tested)
             with torch.no_grad():
                 shifted.get_parameter(name).add_(sign * 1e-5 * direction)
-            values.append(float(loss(shifted, frames(), energy_weight=1.0)[0].detach()))
+            values.append(float(loss(shifted).detach()))
         numeric = (values[0] - values[1]) / 2e-5
         assert float((parameter.grad * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-9), name
 
 
 def test_training_reduces_the_error_in_single_precision():
     configuration = dataclasses.replace(CONFIGURATION, **LATENT)
-    schedule = Schedule(epochs=30, warmup_steps=10, average=0.9, validate_every=10)
-    result = fit(configuration, LongRangeParameters(), frames(), frames(), schedule)
-    untrained = errors(model(**LATENT), frames()).forces
-    assert result.history[-1]["validation_forces"] < 0.5 * untrained
-    trained = errors(EnergyModel(result.network, result.reference_energies, LongRangeParameters()), frames())
-    assert trained.forces == pytest.approx(min(line["validation_forces"] for line in result.history), rel=1e-6)
+    torch.manual_seed(0)
+    network = initial_network(configuration, frames(), torch.float32)
+    model = EnergyModel(network, reference_energies(frames(), 2), LongRangeParameters())
+    before = deviations_of(model, frames()).rmse()["forces"]
+    trainer = Trainer(model, frames(), frames(), TrainingSection(30, warmup_steps=10, average=0.9), seed=0)
+    while not trainer.finished:
+        trainer.run_epoch()
+    assert trainer.history[-1]["validation_forces"] < 0.5 * before
 
 
 @pytest.mark.parametrize("kinds", [LATENT, {"fixed_charges": (0.7, -0.7)}], ids=str)
