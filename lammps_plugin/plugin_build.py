@@ -37,6 +37,7 @@ HEADERS = (
     "unique_atom_graph.h",
 )
 LIBRARY = "lesplugin.so"  # LAMMPS loads every file named *plugin.so
+DIGEST = "lesplugin.sha256"  # of the library: one that was damaged since is compiled again
 
 
 class BuildError(RuntimeError):
@@ -121,20 +122,21 @@ def build(force: bool = False, verbose: bool = False, retry_failed: bool = True)
     verbose : print the compiler's commands and output.
     retry_failed : compile again although the same combination failed before.
 
-    Any number of processes may call this at once: one compiles, the others wait for its result.
+    Any number of processes may call this at once: one compiles, the others wait for its result. If that one is killed,
+    the next takes its place. A library that does not have the digest it was stored with is compiled again.
     """
     toolchain = find_toolchain()
     folder = cache_directory() / f"lammps-{toolchain.key()}"
     library = folder / LIBRARY
     failure = folder / "failed.txt"
-    if library.is_file() and not force:
+    if not force and _is_sound(library):
         return library
     if failure.is_file() and not (retry_failed or force):
         raise BuildError(f"compiling failed before, see {failure}; `les-md build` tries again")
     before = _stamp(library)
     with _lock(folder):
-        built_meanwhile = library.is_file() and _stamp(library) != before
-        if library.is_file() and (built_meanwhile or not force):
+        sound = _is_sound(library)
+        if sound and (not force or _stamp(library) != before):  # made meanwhile by another process
             return library
         if failure.is_file() and not (retry_failed or force):
             raise BuildError(f"compiling failed before, see {failure}; `les-md build` tries again")
@@ -161,7 +163,7 @@ def status() -> dict[str, str]:
         return {"plugin": f"cannot be built: {error}"}
     library = cache_directory() / f"lammps-{toolchain.key()}" / LIBRARY
     return {
-        "plugin": str(library) if library.is_file() else "not built yet",
+        "plugin": str(library) if _is_sound(library) else "not built yet",
         "lammps": toolchain.lammps_version,
         "torch": toolchain.torch_version,
         "compiler": f"{shlex.join(toolchain.compiler)} ({toolchain.compiler_version})",
@@ -205,6 +207,8 @@ def find_toolchain() -> Toolchain:
 
 def _compile(toolchain: Toolchain, folder: Path, verbose: bool) -> None:
     source_folder = Path(__file__).resolve().parent
+    for left in folder.glob("build-*"):  # by a process that was killed: this one has the lock
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
         objects = [Path(scratch) / f"{Path(name).stem}.o" for name in SOURCES]
         commands = [toolchain.compile_command(source_folder / n, o) for n, o in zip(SOURCES, objects, strict=True)]
@@ -225,7 +229,23 @@ def _compile(toolchain: Toolchain, folder: Path, verbose: bool) -> None:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
         _report(command, done.stdout, done.returncode, verbose)
+        digest = Path(scratch) / DIGEST
+        digest.write_text(_digest(linked))
+        # Killed between the two, the digest is not that of the library, and the next process compiles.
+        os.replace(digest, folder / DIGEST)
         os.replace(linked, folder / LIBRARY)
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _is_sound(library: Path) -> bool:
+    """Whether the library is there as it was stored."""
+    try:
+        return _digest(library) == (library.parent / DIGEST).read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _report(command: list[str], output: str, code: int, verbose: bool) -> None:

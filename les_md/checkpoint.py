@@ -16,7 +16,8 @@ its author liked. ``read_checkpoint`` reads the same files with an interpreter o
   (``reduce_graph_module`` would execute it) and the TorchScript of e3nn's compiled functions (loading TorchScript
   runs its ``__setstate__``, and TorchScript can write files). ``architectures.e3nn_code`` makes both again from the
   stored sizes.
-* **Containers.** APPEND, SETITEM and their plurals act on exact lists, dicts, sets and OrderedDicts only.
+* **Containers.** APPEND, SETITEM and their plurals act on exact lists, dicts, sets and OrderedDicts only. Keys are
+  tuples of few parts at most: Python hashes nested tuples by recursion in C, which would overflow its stack.
 * **Storages** are read by this file and their length is checked, so that no tensor reaches beyond its memory; so are
   numpy arrays (the ``__setstate__`` of a dtype could let raw bytes pass as pointers). Nested ``torch.load`` is
   refused.
@@ -304,6 +305,29 @@ _STORAGE_DTYPES = {
 }
 
 
+def _shown(thing: Any) -> str:
+    """For messages; of a text itself, of anything else, which may be huge when printed, only its type."""
+    return repr(thing) if type(thing) is str and len(thing) < 200 else f"a {type(thing).__name__}"
+
+
+#: Parts of a key of a dictionary or a set, nested ones included.
+_MAX_KEY_PARTS = 1000
+
+
+def _check_keys(keys: Any) -> None:
+    """That hashing does not recurse deeply: hash() of nested tuples overflows the stack of C, or takes for ever."""
+    for key in keys:
+        if not isinstance(key, tuple):
+            continue
+        parts, count = [key], 0
+        while parts:
+            part = parts.pop()
+            count += len(part)
+            if count > _MAX_KEY_PARTS:
+                raise CheckpointError("a key of a dictionary or set is a tuple of too many parts")
+            parts.extend(inner for inner in part if isinstance(inner, tuple))
+
+
 def _are_natural(numbers: Any) -> bool:
     return type(numbers) is tuple and all(type(n) is int and n >= 0 for n in numbers)
 
@@ -351,7 +375,7 @@ def _device(kind: Any = "cpu", index: Any = None) -> torch.device:
 def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     # Any other encoding would be imported by name.
     if type(text) is not str or encoding not in ("latin1", "latin-1", "ascii", "utf-8"):
-        raise UnsafeCheckpointError(f"it asks for the encoding {encoding!r}; nothing was run")
+        raise UnsafeCheckpointError(f"it asks for the encoding {_shown(encoding)}; nothing was run")
     return text.encode(encoding)
 
 
@@ -370,7 +394,7 @@ _ACTIVATIONS = ("tanh", "sigmoid", "relu", "abs", "sin", "cos", "exp", "square",
 def _get_attribute(owner: Any = None, name: Any = None, *default: Any) -> Any:
     if owner is _TORCH_FUNCTIONS and type(name) is str and name in _ACTIVATIONS:
         return getattr(torch, name)
-    return NotCalled(f"builtins.getattr(…, {name!r})")
+    return NotCalled(f"builtins.getattr(…, {_shown(name)})")
 
 
 def _graph_module(body: Any = None, source: Any = None, *rest: Any) -> StandIn:
@@ -380,7 +404,7 @@ def _graph_module(body: Any = None, source: Any = None, *rest: Any) -> StandIn:
 
 def _numpy_dtype(kind: Any = None, align: Any = False, copy: Any = True) -> numpy.dtype:
     if type(kind) is not str or not re.fullmatch(r"[<>=|]?[biufcSUO]\d+", kind):
-        raise CheckpointError(f"numpy type {kind!r} is not supported")
+        raise CheckpointError(f"numpy type {_shown(kind)} is not supported")
     return numpy.dtype(kind)
 
 
@@ -411,6 +435,9 @@ def _set_array(array: numpy.ndarray, state: Any) -> None:
     proper = type(data) is list and len(data) == count if dtype.hasobject else len(data) == count * dtype.itemsize
     if not proper or (not dtype.hasobject and type(data) is not bytes):
         raise CheckpointError("a numpy array does not have the length of its shape")
+    if dtype.hasobject and any(isinstance(entry, numpy.ndarray) for entry in data):
+        # numpy frees nested arrays by recursion in C.
+        raise CheckpointError("a numpy array contains other arrays, which is not supported")
     array.__setstate__((1, shape, dtype, bool(fortran), data))
 
 
@@ -420,6 +447,8 @@ def _make(kind: type, *types: type) -> Any:
     def construct(*arguments: Any) -> Any:
         if len(arguments) > 1 or (arguments and type(arguments[0]) not in types):
             raise CheckpointError(f"a {kind.__name__} is made of something that is not supported")
+        if arguments and kind in (set, frozenset):
+            _check_keys(arguments[0])
         return kind(*arguments)
 
     return construct
@@ -429,6 +458,14 @@ def _bytearray(*arguments: Any) -> bytearray:
     if arguments and type(arguments[0]) is str:
         return bytearray(_encode(*arguments))
     return _make(bytearray, bytes, bytearray)(*arguments)
+
+
+def _ordered_dict(*arguments: Any) -> OrderedDict:
+    if arguments and type(arguments[0]) is list:
+        if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in arguments[0]):
+            raise CheckpointError("an OrderedDict is not made of pairs")
+        _check_keys(pair[0] for pair in arguments[0])
+    return _make(OrderedDict, list, dict)(*arguments)
 
 
 def _numbers(kind: type) -> Any:
@@ -451,7 +488,7 @@ _FUNCTIONS = {
     ("torch.fx.graph_module", "reduce_graph_module"): _graph_module,
     ("_codecs", "encode"): _encode,
     ("copyreg", "_reconstructor"): _reconstruct,
-    ("collections", "OrderedDict"): _make(OrderedDict, list, dict),
+    ("collections", "OrderedDict"): _ordered_dict,
     ("builtins", "set"): _make(set, list, tuple),
     ("builtins", "frozenset"): _make(frozenset, list, tuple),
     ("builtins", "bytearray"): _bytearray,
@@ -556,6 +593,8 @@ def _describe(thing: Any) -> str:
         return thing.call
     if isinstance(thing, type) and issubclass(thing, StandIn):
         return thing.class_path
+    if isinstance(thing, torch.nn.Module):  # whose attributes come from the file
+        thing = type(thing)
     module = getattr(thing, "__module__", None) or type(thing).__module__
     return f"{module}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
 
@@ -692,15 +731,36 @@ class _RestrictedUnpickler(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
+        _check_keys([key])
         self._container(dict, OrderedDict)[key] = value
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
+        _check_keys(items[::2])
         self._container(dict, OrderedDict).update(zip(items[::2], items[1::2], strict=True))
 
     def load_additems(self) -> None:
         items = self.pop_mark()
+        _check_keys(items)
         self._container(set).update(items)
+
+    def load_bytearray8(self) -> None:
+        # Read before it is stored: pickle's own makes room first, for as much as the file claims.
+        length = int.from_bytes(self.read(8), "little")
+        data = self.read(length)
+        if len(data) != length:
+            raise CheckpointError("a bytearray is longer than the file")
+        self.append(bytearray(data))
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        _check_keys(items[::2])
+        self.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+    def load_frozenset(self) -> None:
+        items = self.pop_mark()
+        _check_keys(items)
+        self.append(frozenset(items))
 
     def _container(self, *kinds: type) -> Any:
         if type(self.stack[-1]) not in kinds:
@@ -719,6 +779,9 @@ class _RestrictedUnpickler(pickle._Unpickler):
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
     for _opcode in (
         pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER
     ):  # fmt: skip

@@ -84,6 +84,9 @@ def _run(function, options: argparse.Namespace) -> int:
         # Every error that a user can cause says in its message what is wrong and what to do.
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print("error: there is not enough memory for this", file=sys.stderr)
+        return 1
 
 
 def _export(options: argparse.Namespace) -> None:

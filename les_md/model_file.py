@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -102,10 +102,13 @@ def read_metadata(path: str | Path) -> dict:
 
 def is_exported(path: str | Path) -> bool:
     """Whether ``les-export`` wrote this file, in whatever format; a checkpoint or anything else is not."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/extra/{METADATA_NAME}") for name in archive.namelist())
+    except OSError:
+        raise
+    except Exception:  # Anything may fail in zipfile on what is no archive, or a damaged one.
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith(f"/extra/{METADATA_NAME}") for name in archive.namelist())
 
 
 def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
@@ -117,7 +120,7 @@ def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
             text = archive.read(entries[0]).decode() if entries else None
             # torch would take changed weights as they are.
             damaged = archive.testzip() if entries else None
-    except (zipfile.BadZipFile, zlib.error, OSError, UnicodeDecodeError) as error:
+    except Exception as error:  # A damaged archive can fail anywhere in zipfile.
         raise ModelFileError(
             f"{path} is truncated or no model file ({error}). Export the trained checkpoint with: les-export CHECKPOINT"
         ) from error
@@ -129,7 +132,7 @@ def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
     try:
         metadata = json.loads(text)
         version = int(metadata["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{path}: its metadata cannot be read ({error!r}); export the checkpoint again") from error
     if version not in READABLE_VERSIONS:
         age = "update les_md, or " if version > max(READABLE_VERSIONS) else ""
@@ -141,7 +144,27 @@ def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
     missing = {"elements", "cutoff", "num_layers", "long_range"} - set(metadata)
     if missing:
         raise ModelFileError(f"{path}: its metadata lacks {', '.join(sorted(missing))}; export the checkpoint again")
+    wrong = _wrong_metadata(metadata)
+    if wrong:
+        raise ModelFileError(f"{path}: its metadata are damaged ({wrong}); export the checkpoint again")
     return metadata
+
+
+def _wrong_metadata(metadata: dict) -> str:
+    """Which of the entries that every reader needs is not what les-export writes, or nothing."""
+    elements, cutoff, layers = (metadata[key] for key in ("elements", "cutoff", "num_layers"))
+    known = isinstance(elements, list) and all(
+        isinstance(name, str) and name in ase.data.atomic_numbers for name in elements
+    )
+    if not known or not elements or len(set(elements)) != len(elements):
+        return "elements"
+    if type(cutoff) not in (int, float) or not 0.0 < cutoff < math.inf:
+        return "cutoff"
+    if type(layers) is not int or layers < 1:
+        return "num_layers"
+    if not isinstance(metadata["long_range"], (dict, type(None))):
+        return "long_range"
+    return ""
 
 
 def load(path: str | Path, device: str | torch.device | None = "cpu") -> ExportedModel:

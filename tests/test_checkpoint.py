@@ -158,6 +158,63 @@ def test_hostile_pickles_are_refused_by_name(asked, body, protocol, tmp_path):
     assert not marker.exists()
 
 
+def numpy_objects(depth: int) -> bytes:
+    """An array that contains an array that contains an array …"""
+    dtype = call(name("numpy.dtype"), text("O8"), b"\x89", b"\x88")
+    dtype += b"(K\x03" + text("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb"
+    array = call(name("numpy.core.multiarray._reconstruct"), name("numpy.ndarray"), b"(K\x00t", b"C\x01b")
+    return dtype + b"q\x000N" + depth * (b"q\x010" + array + b"(K\x01(K\x01th\x00\x89]h\x01atb")
+
+
+DEEP, WIDE = b"N" + b"\x85" * 1_000_000, b"N" + b"2\x86" * 60
+
+#: What overflows the stack of C, never ends, or fills the memory, if Python is left to do it.
+OVERFLOWS = {
+    "key": (b"}" + DEEP + b"Ns", "a tuple of too many parts"),
+    "keys": (b"}(" + DEEP + b"Nu", "a tuple of too many parts"),
+    "dictionary at once": (b"(" + DEEP + b"Nd", "a tuple of too many parts"),
+    "items of a set": (b"\x8f(" + DEEP + b"\x90", "a tuple of too many parts"),
+    "frozen set": (b"(" + DEEP + b"\x91", "a tuple of too many parts"),
+    "called set": (call(name("__builtin__.set"), b"]" + DEEP + b"a"), "a tuple of too many parts"),
+    "ordered dictionary": (
+        call(name("collections.OrderedDict"), b"]" + DEEP + b"N\x86a"),
+        "a tuple of too many parts",
+    ),
+    "no pairs": (call(name("collections.OrderedDict"), b"]K\x01a"), "not made of pairs"),
+    "key of 2^60 parts": (b"}" + WIDE + b"Ns", "a tuple of too many parts"),
+    "nested arrays": (numpy_objects(200_000), "contains other arrays"),
+    "bytearray of 2^40 bytes": (b"\x96" + struct.pack("<Q", 1 << 40), "longer than the file"),
+    "encoding of 2^60 parts": (call(name("_codecs.encode"), text("x"), WIDE), "asks for the encoding a tuple"),
+    "numpy type of 2^60 parts": (call(name("numpy.dtype"), WIDE, b"\x89", b"\x88"), "numpy type a tuple"),
+}
+
+
+@pytest.mark.parametrize("case", OVERFLOWS)
+def test_overflows(case, tmp_path):
+    """In a process of its own with 4 GB: what is tested for is a crash."""
+    body, message = OVERFLOWS[case]
+    path = write_archive(tmp_path / "model.pth", program(body))
+    script = (
+        "import resource, sys; from les_md.checkpoint import CheckpointError, read_checkpoint\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "try: read_checkpoint(sys.argv[1])\n"
+        "except CheckpointError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert message in done.stdout
+    assert len(done.stdout) < 1000
+
+
+def test_keys_of_real_files(tmp_path):
+    contents = {(1, ("a", (2.5, None))): 1, frozenset({(1, 2)}): 2, (): 3}
+    ordered = collections.OrderedDict([((0, 1), "pair"), ("text", 2)])
+    read = read_checkpoint(save(tmp_path / "model.pth", [contents, ordered, {(1, 2), (3,)}]))
+    assert read == [contents, ordered, {(1, 2), (3,)}]
+
+
 class Reduces:
     """Pickles as a call."""
 

@@ -4,6 +4,9 @@ import dataclasses
 import json
 import pickle
 import re
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -348,9 +351,6 @@ class TestCommandLine:
 
 def test_exported_file_needs_no_training_package(checkpoint, tmp_path):
     """Running a model imports neither mace nor e3nn."""
-    import subprocess
-    import sys
-
     path = export(checkpoint, tmp_path / "out.pt").path
     code = (
         "import sys, ase.build; from les_md import LESCalculator\n"
@@ -378,3 +378,116 @@ def test_damaged_weights_are_refused(checkpoint, tmp_path):
     path.write_bytes(bytes(content))
     with pytest.raises(ModelFileError, match=r"is damaged \(checksum of .*\): copy or export it again"):
         load(path)
+
+
+class TestInterrupted:
+    """kill -9 and a full disk while a file is written: the whole file, the one of before, or none."""
+
+    def die(self, where: str, checkpoint: Path, output: Path) -> None:
+        script = (
+            "import os, pathlib, sys\n"
+            "from les_md import export\n"
+            "def half(path, content):\n"
+            "    with open(path, 'wb') as file:\n"
+            "        file.write(content[: len(content) // 2]); file.flush()\n"
+            "        os.kill(os.getpid(), 9)\n"
+            "def never(*_): os.kill(os.getpid(), 9)\n"
+            f"{where}\n"
+            "export(sys.argv[1], sys.argv[2])\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script, checkpoint, output], check=False)
+        assert done.returncode == -signal.SIGKILL
+
+    @pytest.mark.parametrize("where", ["pathlib.Path.write_bytes = half", "os.replace = never"])
+    def test_killed(self, where, checkpoint, tmp_path):
+        folder = tmp_path / "models"
+        folder.mkdir()
+        output = folder / "out.pt"
+        self.die(where, checkpoint, output)
+        assert not output.exists()
+        with pytest.raises(FileNotFoundError):
+            load(output)
+        # What is left has another name; a later export works, and the same death leaves its result as it is.
+        export(checkpoint, output)
+        before = output.read_bytes()
+        self.die(where, checkpoint, output)
+        assert output.read_bytes() == before
+        load(output)
+        for left in folder.glob("*.partial*"):
+            assert left.name.startswith(".")
+
+    def test_full_disk(self, checkpoint, tmp_path):
+        """Files of at most 20 kB stand for it: the write fails half-way."""
+        folder = tmp_path / "models"
+        folder.mkdir()
+        script = (
+            "import resource, sys; from les_md.cli import export_main\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+            "sys.exit(export_main(sys.argv[1:]))"
+        )
+        command = [sys.executable, "-c", script, str(checkpoint), "-o", str(folder / "out.pt")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert re.search(r"^error: .*File too large", done.stderr, re.MULTILINE)
+        assert list(folder.iterdir()) == []
+
+    def test_out_of_memory(self, checkpoint, monkeypatch, capsys):
+        def exhausted(*_, **__):
+            raise MemoryError
+
+        monkeypatch.setattr("les_md.exporting.export", exhausted)
+        assert export_main([str(checkpoint)]) == 1
+        assert capsys.readouterr().err == "error: there is not enough memory for this\n"
+
+
+class TestDamagedMetadata:
+    """What a fuzzer found, and what every reader relies on."""
+
+    def rewritten(self, checkpoint, tmp_path, text: str) -> Path:
+        source = export(checkpoint, tmp_path / "out.pt").path
+        path = tmp_path / "changed.pt"
+        with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+            for member in old.namelist():
+                new.writestr(member, text if member.endswith("les_md.json") else old.read(member))
+        return path
+
+    @pytest.mark.parametrize("text", ["{", "[]", "null", '{"format_version": 1e400}', "[" * 100_000, "\x00"])
+    def test_no_metadata(self, text, checkpoint, tmp_path):
+        path = self.rewritten(checkpoint, tmp_path, text)
+        for read in (read_metadata, load):
+            with pytest.raises(ModelFileError, match="its metadata cannot be read"):
+                read(path)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("elements", []),
+            ("elements", ["H", "H"]),
+            ("elements", "HO"),
+            ("elements", ["Q"]),
+            ("elements", [[]]),
+            ("cutoff", None),
+            ("cutoff", -1.0),
+            ("cutoff", float("nan")),
+            ("cutoff", True),
+            ("num_layers", 0),
+            ("num_layers", 1.5),
+            ("long_range", [1]),
+        ],
+    )
+    def test_wrong_entry(self, key, value, checkpoint, tmp_path):
+        good = read_metadata(export(checkpoint, tmp_path / "out.pt").path)
+        path = self.rewritten(checkpoint, tmp_path, json.dumps({**good, key: value}))
+        with pytest.raises(ModelFileError, match=rf"metadata are damaged \({key}\); export the checkpoint again"):
+            read_metadata(path)
+
+    def test_archive_that_zipfile_stumbles_over(self, tmp_path):
+        """An offset before the start of the file: zipfile raises ValueError, not its own BadZipFile."""
+        path = tmp_path / "model.pt"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("m/extra/les_md.json", "{}")
+        content = path.read_bytes()
+        path.write_bytes(content[20:])
+        for read in (read_metadata, load):
+            with pytest.raises(ModelFileError, match="truncated or no model file"):
+                read(path)

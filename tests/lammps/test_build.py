@@ -4,10 +4,13 @@ A stand-in compiler makes these tests quick; the plugin itself is compiled by th
 """
 
 import dataclasses
+import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,7 +63,7 @@ def test_compiled_once(compiler, tmp_path):
     assert calls(compiler) == ONE_BUILD
     assert les_md.lammps.build(force=True) == first
     assert calls(compiler) == 2 * ONE_BUILD
-    assert sorted(path.name for path in first.parent.iterdir()) == ["lesplugin.so", "lock"]
+    assert sorted(path.name for path in first.parent.iterdir()) == ["lesplugin.sha256", "lesplugin.so", "lock"]
 
 
 def test_many_processes_compile_once(compiler):
@@ -79,6 +82,113 @@ def test_forced_by_many_processes_at_once(compiler):
     running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]
     assert [process.wait() for process in running] == [0] * 4
     assert calls(compiler) <= 3 * ONE_BUILD
+
+
+BUILD = "import les_md.lammps; print(les_md.lammps.build())"
+
+
+def start(program: str = BUILD, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, **options)
+
+
+class TestKilled:
+    """kill -9 of the process that compiles, with others waiting for it."""
+
+    @pytest.mark.parametrize("compiled", [1, len(plugin_build.SOURCES), ONE_BUILD])
+    def test_others_take_over(self, compiled, compiler, tmp_path):
+        """After the first call of the compiler, after all of one kind, while it links."""
+        first = start(start_new_session=True)
+        deadline = time.monotonic() + 60
+        while calls(compiler) < compiled and time.monotonic() < deadline:
+            time.sleep(0.005)
+        waiting = [start() for _ in range(3)]
+        os.killpg(first.pid, signal.SIGKILL)  # the compilers that it started too
+        assert first.wait() == -signal.SIGKILL
+        assert len({process.communicate()[0] for process in waiting}) == 1
+        assert [process.returncode for process in waiting] == [0] * 3
+        (folder,) = (tmp_path / "cache").iterdir()
+        assert sorted(path.name for path in folder.iterdir()) == ["lesplugin.sha256", "lesplugin.so", "lock"]
+        assert (folder / "lesplugin.so").read_text() == "compiled\n"
+
+    @pytest.mark.parametrize("moves", [0, 1])
+    def test_between_the_last_two_moves(self, moves, compiler):
+        """Nothing or the digest alone is in place: both count as not built."""
+        die = (
+            "import os; move, done = os.replace, []\n"
+            "def replace(*names):\n"
+            f"    if len(done) == {moves}: os.kill(os.getpid(), 9)\n"
+            "    done.append(names); move(*names)\n"
+            "os.replace = replace\n"
+        )
+        assert start(die + BUILD).wait() == -signal.SIGKILL
+        assert les_md.lammps.status()["plugin"] == "not built yet"
+        assert les_md.lammps.build().read_text() == "compiled\n"
+
+    def test_between_the_moves_of_a_second_build(self, compiler):
+        """The library of before, under the digest of the next one, is not taken if they differ."""
+        library = les_md.lammps.build()
+        (library.parent / plugin_build.DIGEST).write_text("0" * 64)
+        before = calls(compiler)
+        assert les_md.lammps.build() == library
+        assert calls(compiler) == before + ONE_BUILD
+
+
+class TestDamagedCache:
+    @pytest.mark.parametrize("damage", [b"", b"compiled", b"\x7fELF" + bytes(5000)], ids=["empty", "cut", "other"])
+    def test_library(self, damage, compiler):
+        library = les_md.lammps.build()
+        library.write_bytes(damage)
+        assert les_md.lammps.build(retry_failed=False) == library
+        assert library.read_text() == "compiled\n"
+
+    def test_digest(self, compiler):
+        library = les_md.lammps.build()
+        for content in (b"", b"\xff\xfe"):
+            (library.parent / plugin_build.DIGEST).write_bytes(content)
+            assert les_md.lammps.build() == library
+        assert calls(compiler) == 3 * ONE_BUILD
+
+    def test_folder_in_place_of_the_library(self, compiler):
+        library = les_md.lammps.build()
+        library.unlink()
+        library.mkdir()
+        with pytest.raises((BuildError, OSError)):
+            les_md.lammps.build()
+
+    def test_read_only_with_the_library_in_it(self, compiler, monkeypatch):
+        """Nothing is written where nothing has to be made."""
+        library = les_md.lammps.build()
+
+        def refused(*_, **__):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(Path, "mkdir", refused)
+        assert les_md.lammps.build() == library
+        with pytest.raises(BuildError, match=r"cannot write to the cache .*Read-only file system.*set LES_MD_CACHE"):
+            les_md.lammps.build(force=True)
+
+    def test_full_disk(self, compiler, monkeypatch):
+        """The compiler reports it, and nothing half-written is taken."""
+        program = Path(os.environ["CXX"])
+        full = 'while [ "$1" != "-o" ]; do shift; done\nprintf comp > "$2"\n'
+        full += 'echo "fatal error: error writing to $2: No space left on device"; exit 1\n'
+        program.write_text(STAND_IN.split("while")[0] + full)
+        with pytest.raises(BuildError, match="No space left on device"):
+            les_md.lammps.build()
+        assert les_md.lammps.status()["plugin"] == "not built yet"
+        program.write_text(STAND_IN)
+        assert les_md.lammps.build().read_text() == "compiled\n"
+
+    def test_two_versions_side_by_side(self, compiler, monkeypatch):
+        """Of torch, say: each keeps its own library, and both stay."""
+        toolchain = plugin_build.find_toolchain()
+        libraries = []
+        for version in ("2.8.0", "2.13.0", "2.8.0"):
+            changed = dataclasses.replace(toolchain, torch_version=version)
+            monkeypatch.setattr(plugin_build, "find_toolchain", lambda changed=changed: changed)
+            libraries.append(les_md.lammps.build())
+        assert libraries[0] == libraries[2] != libraries[1]
+        assert calls(compiler) == 2 * ONE_BUILD
 
 
 @pytest.mark.parametrize(

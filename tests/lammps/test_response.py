@@ -11,8 +11,11 @@ import ase.data
 import numpy as np
 import pytest
 from conftest import TILTED, lmp, random_atoms, water, write_data, write_model
+from scipy.integrate import cumulative_trapezoid
 
 from les_md import LESCalculator, export, model_file
+from les_md.analysis.dielectric import dielectric_constant
+from les_md.analysis.series_files import read_dipole_series
 from tests.architectures.small_models import export_small_model
 
 OPEN = np.diag([8.0, 8, 8]).tolist()
@@ -305,6 +308,24 @@ def test_change_of_the_polarisation(response_models, lammps_of):
     assert session.lmp.extract_global("ntimestep") == step + 2  # as if it had been two steps of a run
     session.run("run 0 post no")
     np.testing.assert_array_equal(values()[6:], 0.0)
+
+
+def test_series_for_the_dielectric_constant(response_models, lammps_of):
+    """ΔP in the log is read as a dipole series: the integral of J."""
+    session = lammps_of(water()).potential(response_models["gentle"], "current 2")
+    session.run("velocity all create 300 4\nfix 1 all nve\ntimestep 0.0005\ncompute les all pair mliap/les")
+    session.run(
+        "thermo 2\nthermo_style custom step time temp vol c_les[3] c_les[4] c_les[5] c_les[7] c_les[8] c_les[9]"
+    )
+    session.run("thermo_modify format float %.12g\nrun 120")
+    session.close()
+    log = session.folder / "log.lammps"
+    current = read_dipole_series(log, ["c_les[3]", "c_les[4]", "c_les[5]"], "current")
+    dipole = read_dipole_series(log, ["c_les[7]", "c_les[8]", "c_les[9]"], "dipole")
+    integral = cumulative_trapezoid(current.values, dx=current.interval, axis=0, initial=0.0)
+    assert_same(dipole.values, integral, 1e-9)
+    values = [dielectric_constant(series, blocks=5).value for series in (current, dipole)]
+    assert values[0] == pytest.approx(values[1], rel=1e-8)
 
 
 def test_real_units(response_models, lammps_of):
