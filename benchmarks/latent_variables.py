@@ -21,7 +21,7 @@ from les_md.electrostatics.latent_inputs import les_inputs
 from les_md.training.configuration import DataSection, ModelSection, TrainingConfiguration, TrainingSection
 from les_md.training.dataset import Frame
 from les_md.training.deviations import deviations_of
-from les_md.training.fit import EnergyModel
+from les_md.training.energy_model import EnergyModel
 from les_md.training.spice import born_effective_charges
 from les_md.training.trainer import Trainer
 from les_md.training.training_run import prepare

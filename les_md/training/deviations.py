@@ -11,7 +11,7 @@ from torch import Tensor
 
 from les_md.training.configuration import LossWeights
 from les_md.training.dataset import Frame
-from les_md.training.fit import EnergyModel, Evaluation
+from les_md.training.energy_model import EnergyModel, Evaluation
 
 
 def frame_loss(frame: Frame, energy: Tensor, forces: Tensor, stress: Tensor | None, weights: LossWeights) -> Tensor:

@@ -10,7 +10,6 @@ from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.architectures.chgnet_network import CHGNetConfiguration, CHGNetNetwork
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.training.dataset import Frame
-from les_md.training.fit import standardise_inputs
 
 NetworkConfiguration = CACEConfiguration | CHGNetConfiguration
 
@@ -28,6 +27,41 @@ def initial_network(configuration: NetworkConfiguration, frames: list[Frame], dt
     network = CACENetwork(configuration).to(dtype)
     standardise_inputs(network, frames)
     return network
+
+
+@torch.no_grad()
+def standardise_inputs(network: CACENetwork, frames: list[Frame]) -> None:
+    """Scale and shift the readouts' first layers so that they see features of zero mean and unit variance.
+
+    The forms of the function stay the same; only its initial weights change. Charges and other latent variables start
+    small but not at zero, which is a stationary point of the energy.
+    """
+    captured: list[tuple[Tensor, ...]] = []
+    latent = network.latent_readout
+    # The readout of latent variables sees the invariants, too, and the vectors and tensors.
+    watched = network.energy_readout if latent is None else latent
+    hook = watched.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs))
+    for frame in frames:
+        edge_index, offsets = frame.neighbours(network.cutoff)
+        vectors = frame.positions[edge_index[1]] - frame.positions[edge_index[0]] + offsets
+        network(vectors, edge_index, frame.types)
+    hook.remove()
+    features, *others = (torch.cat(parts) for parts in zip(*captured, strict=True))
+    deviation = features.std(0) + 1e-3 * features.std()
+    mean = features.mean(0)
+    readouts = [(network.energy_readout, 1.0), (network.charge_readout, 0.1)]
+    if latent is not None:
+        latent.standardise(*others)
+        readouts += [(readout, 0.1) for readout in latent.perceptrons()]
+    for readout, factor in readouts:
+        for layer in (*readout.hidden, readout.output, readout.linear):
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+        for layer in (readout.hidden[0], readout.linear):
+            layer.weight.div_(deviation)
+            layer.bias.sub_(layer.weight @ mean)
+        readout.linear.weight.mul_(0.1)
+        readout.linear.bias.mul_(0.1)
 
 
 @torch.no_grad()

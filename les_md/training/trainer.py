@@ -13,7 +13,8 @@ import torch
 from les_md.training.configuration import Stage, TrainingSection
 from les_md.training.dataset import Frame
 from les_md.training.deviations import Deviations, batch_loss, charge_deviation
-from les_md.training.fit import EnergyModel, Guard, guard_shortfalls
+from les_md.training.energy_model import EnergyModel
+from les_md.training.guards import Guard, guard_shortfalls
 from les_md.training.learning_rate import LearningRate
 
 

@@ -15,7 +15,8 @@ from les_md.training.charge_guess import bond_increment_charges, start_from_gues
 from les_md.training.configuration import ConfigurationError, TrainingConfiguration, TrainingSection
 from les_md.training.dataset import Frame
 from les_md.training.deviations import Deviations, deviations_of, together
-from les_md.training.fit import EnergyModel, Guard
+from les_md.training.energy_model import EnergyModel
+from les_md.training.guards import Guard
 from les_md.training.history import write_figure, write_history
 from les_md.training.model_card import model_card
 from les_md.training.networks import NetworkConfiguration, checkpoint, initial_network, shift_energies

@@ -19,7 +19,7 @@ from les_md.architectures.registry import LoadOptions
 from les_md.electrostatics.latent_inputs import les_inputs
 from les_md.les import Les
 from les_md.training.dataset import Frame
-from les_md.training.fit import EnergyModel
+from les_md.training.energy_model import EnergyModel
 from tests.architectures.small_models import write_latent_cace
 from tests.engines.test_architectures import CASES, results_of
 from tests.lammps.evaluations import Case, Evaluations

@@ -20,7 +20,7 @@ from les_md.training import recipes
 from les_md.training.configuration_file import parse_configuration
 from les_md.training.dataset import checked_frame
 from les_md.training.deviations import deviations_of
-from les_md.training.fit import EnergyModel
+from les_md.training.energy_model import EnergyModel
 from les_md.training.molten_salt import CHARGES, LENGTH, RADII, STRENGTH, ForceField, labelled
 
 #: Structures of the two test trajectories, with their labels.

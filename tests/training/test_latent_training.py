@@ -19,7 +19,7 @@ from les_md.training.configuration import ConfigurationError, LossWeights, Train
 from les_md.training.configuration_file import parse_configuration, read_configuration
 from les_md.training.dataset import reference_energies
 from les_md.training.deviations import batch_loss, deviations_of
-from les_md.training.fit import EnergyModel
+from les_md.training.energy_model import EnergyModel
 from les_md.training.les_arguments import les_of_arguments
 from les_md.training.networks import initial_network
 from les_md.training.trainer import Trainer

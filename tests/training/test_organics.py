@@ -27,7 +27,8 @@ from les_md.training.contact_guard import ContactGuard, squeeze_contact
 from les_md.training.crowd_guard import CrowdGuard
 from les_md.training.dataset import Frame, checked_frame, read_frames
 from les_md.training.deviations import batch_loss, charge_deviation
-from les_md.training.fit import EnergyModel, standardise_inputs
+from les_md.training.energy_model import EnergyModel
+from les_md.training.networks import standardise_inputs
 from les_md.training.spice import (
     ATOMIC_NUMBERS,
     DIPOLAR,

@@ -15,8 +15,9 @@ from les_md.architectures.cace import native_checkpoint
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics import LongRangeParameters
 from les_md.training.dataset import Frame, checked_frame, reference_energies
-from les_md.training.fit import EnergyModel, standardise_inputs
+from les_md.training.energy_model import EnergyModel
 from les_md.training.labels import LabelKeys
+from les_md.training.networks import standardise_inputs
 from tests.training.ionic_crystals import crystal
 
 CONFIGURATION = CACEConfiguration((11, 17), 4.0, 2, num_bessel=4, num_radial=3, max_l=2, hidden=(8,), repulsion=True)

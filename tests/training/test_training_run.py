@@ -26,11 +26,11 @@ from les_md.exporting import ExportError
 from les_md.training import command, training_run
 from les_md.training.configuration_file import parse_configuration, read_configuration
 from les_md.training.dataset import checked_frame
-from les_md.training.fit import EnergyModel
+from les_md.training.energy_model import EnergyModel
 from les_md.training.trainer import TrainingError
 from les_md.training.training_run import prepare, train
 from tests.training.ionic_crystals import crystal, write_crystals
-from tests.training.test_fit import molecules
+from tests.training.test_energy_model import molecules
 
 SETTINGS = {
     "output": "out",

@@ -6,23 +6,16 @@ derivatives of the total energy over positions, so that a step differentiates tw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from les_md.architectures.cace_network import CACENetwork
 from les_md.electrostatics.latent_inputs import les_inputs
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.les import Les
-from les_md.training.bond_guard import BondGuard
-from les_md.training.contact_guard import ContactGuard
-from les_md.training.crowd_guard import CrowdGuard
 from les_md.training.dataset import Frame
-
-#: Each makes training structures without labels from labelled ones, and says what the loss asks of their forces.
-Guard = BondGuard | ContactGuard | CrowdGuard
 
 
 class Evaluation(NamedTuple):
@@ -103,53 +96,3 @@ class EnergyModel(torch.nn.Module):
                 for d, frame in zip(derivative[0], frames, strict=True)
             ]
         return Evaluation(energies, list(torch.split(-gradient, sizes)), list(torch.split(charges, sizes)), stresses)
-
-
-@torch.no_grad()
-def standardise_inputs(network: CACENetwork, frames: list[Frame]) -> None:
-    """Scale and shift the readouts' first layers so that they see features of zero mean and unit variance.
-
-    The forms of the function stay the same; only its initial weights change. Charges and other latent variables start
-    small but not at zero, which is a stationary point of the energy.
-    """
-    captured: list[tuple[Tensor, ...]] = []
-    latent = network.latent_readout
-    # The readout of latent variables sees the invariants, too, and the vectors and tensors.
-    watched = network.energy_readout if latent is None else latent
-    hook = watched.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs))
-    for frame in frames:
-        edge_index, offsets = frame.neighbours(network.cutoff)
-        vectors = frame.positions[edge_index[1]] - frame.positions[edge_index[0]] + offsets
-        network(vectors, edge_index, frame.types)
-    hook.remove()
-    features, *others = (torch.cat(parts) for parts in zip(*captured, strict=True))
-    deviation = features.std(0) + 1e-3 * features.std()
-    mean = features.mean(0)
-    readouts = [(network.energy_readout, 1.0), (network.charge_readout, 0.1)]
-    if latent is not None:
-        latent.standardise(*others)
-        readouts += [(readout, 0.1) for readout in latent.perceptrons()]
-    for readout, factor in readouts:
-        for layer in (*readout.hidden, readout.output, readout.linear):
-            layer.weight.mul_(factor)
-            layer.bias.mul_(factor)
-        for layer in (readout.hidden[0], readout.linear):
-            layer.weight.div_(deviation)
-            layer.bias.sub_(layer.weight @ mean)
-        readout.linear.weight.mul_(0.1)
-        readout.linear.bias.mul_(0.1)
-
-
-def guard_shortfalls(
-    model: EnergyModel, batch: Sequence[Frame], guards: Sequence[Guard], step: int, generator: torch.Generator
-) -> Iterator[tuple[Guard, Tensor]]:
-    """The guards whose turn it is in a step, each with its shortfall [] in (eV/Å)², differentiable in the weights."""
-    for turn, current in enumerate(guards):
-        # With every = 2 and three guards, each comes every sixth step.
-        if step % (current.every * len(guards)) == turn * current.every:
-            # A frame may have no contact to squeeze: the first one of the batch that has is taken.
-            tried = (current.disturb(frame, generator) for frame in batch)
-            disturbed = next((each for each in tried if each is not None), None)
-            if disturbed is not None:
-                _, forces = model(disturbed.frame, differentiable=True)
-                yield current, disturbed.shortfall(forces, current.least_force)

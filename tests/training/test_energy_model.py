@@ -21,7 +21,8 @@ from les_md.training.configuration import LossWeights
 from les_md.training.configuration_file import parse_configuration
 from les_md.training.dataset import Frame, read_frames, reference_energies
 from les_md.training.deviations import batch_loss, deviations_of
-from les_md.training.fit import EnergyModel, standardise_inputs
+from les_md.training.energy_model import EnergyModel
+from les_md.training.networks import standardise_inputs
 from les_md.training.water import split
 
 MODELS = Path(les_md.__file__).parent / "models"
