@@ -1,6 +1,7 @@
 # make install | make demo | make test: each starts from Python 3.11, a C++ compiler and make, and can be repeated.
 # make test-nequip: the tests of NequIP and Allegro models, in an environment of its own (their e3nn is not mace-torch's);
 # then what was exported there in all engines of the main environment.
+# make docs: the documentation as a site in build/site; warnings are errors.
 # make test-torchforce: the OpenMM tests with openmm-torch too, in an environment of its own (its wheels need torch 2.9).
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,7 +11,7 @@ NEQUIP := .venv-nequip
 # Two threads are what the examples and the record in docs/performance.md use; set OMP_NUM_THREADS for more.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: install install-nequip install-torchforce test test-nequip test-torchforce demo lint clean
+.PHONY: install install-nequip install-torchforce test test-nequip test-torchforce demo docs lint clean
 
 install: $(VENV)/.installed
 
@@ -50,6 +51,10 @@ test-nequip: install install-nequip
 
 test-torchforce: install-torchforce
 	LES_MD_TEST_TORCHFORCE=1 $(TORCHFORCE)/bin/python -m pytest -n 2 tests/openmm
+
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
 
 demo: install
 	$(BIN)/python examples/bulk_water/run.py

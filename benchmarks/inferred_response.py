@@ -358,9 +358,9 @@ def organics(options: argparse.Namespace) -> dict:
     draw_dipoles(options.out / "inferred_dipoles.png", frames)
     draw_environments(options.out / "inferred_charges.png", around)
     correlation = {e or "all": between_environments(around, e) for e in (None, *ELEMENTS)}
-    print(f"{name}, {len(frames)} frames, {'all of the data' if options.all_frames else 'never trained on'}\n")
-    print("mean Born charges of the elements (training frames): "
-          f"{', '.join(f'{e} {v:+.3f}' for e, v in sorted(means.items()))} e\n")  # fmt: skip
+    print(f"{name}, {len(frames)} frames, {'of all of the data' if options.all_frames else 'never trained on'}\n")
+    of = "all frames" if options.all_frames else "training frames"
+    print(f"mean Born charges ({of}): {', '.join(f'{e} {v:+.3f}' for e, v in sorted(means.items()))} e\n")
     for header, rows in ((BORN_HEADER, born), (DIPOLE_HEADER, dipoles), (ENVIRONMENT_HEADER, around)):
         print(table(header, rows) + "\n")
     words = [f"{key} {value:.2f}" for key, value in correlation.items() if value is not None]

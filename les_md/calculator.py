@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import ase
 import numpy as np
@@ -53,7 +52,7 @@ class LESCalculator(Calculator):
         finite (atoms on top of each other).
     """
 
-    implemented_properties: ClassVar[list[str]] = [
+    implemented_properties = [  # noqa: RUF012, as ASE declares it
         "energy",
         "free_energy",
         "energies",

@@ -129,7 +129,7 @@ def _limits() -> dict[str, list[Requirement]]:
     for text in metadata.requires("les_md") or []:
         requirement = Requirement(text)
         marker = str(requirement.marker or "")
-        if "torchforce" in marker or (requirement.marker and not _applies(requirement)):
+        if "torchforce" in marker or not _applies(requirement):
             continue
         requirement.marker = None
         requirement.extras = set()
@@ -139,6 +139,8 @@ def _limits() -> dict[str, list[Requirement]]:
 
 def _applies(requirement: Requirement) -> bool:
     """Whether this Python is one that the requirement is for, with any extra."""
+    if requirement.marker is None:
+        return True
     extras = metadata.metadata("les_md").get_all("Provides-Extra") or []
     return any(requirement.marker.evaluate({"extra": extra}) for extra in ["", *extras])
 

@@ -36,6 +36,10 @@ TOLERANCES = {
     "float32": {"energy": 2e-5, "long_range_energy": 2e-4, "forces": 2e-4, "charges": 2e-4, "stress": 2e-3},
 }
 
+#: Relative error of splines of radial functions that is aimed at, by network dtype: below its rounding, or the
+#: tolerances.
+SPLINE_ERRORS = {"float64": 1e-9, "float32": 1e-7}
+
 
 class ExportError(ValueError):
     """An exported file does not reproduce its original, or an option does not fit the model."""
@@ -60,6 +64,7 @@ def export(
     head: str | None = None,
     cutoff: float | None = None,
     short_range: bool = False,
+    radial: str = "exact",
 ) -> ExportReport:
     """Export a trained checkpoint for LAMMPS, OpenMM and ASE.
 
@@ -75,6 +80,8 @@ def export(
     head : which head of a multi-head model.
     cutoff : Å, for a checkpoint of weights alone that does not store its cutoff.
     short_range : accept a checkpoint without latent charges and export it as a short-range potential.
+    radial : "exact", or "spline": radial networks (of MACE) as splines of the distance, faster, with the error in the
+        metadata; refused beyond 1e-6.
 
     Raises
     ------
@@ -86,6 +93,8 @@ def export(
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
     if charge_sign not in ("auto", "keep", "flip"):
         raise ValueError(f"charge_sign must be auto, keep or flip, got {charge_sign!r}")
+    if radial not in ("exact", "spline"):
+        raise ValueError(f"radial must be exact or spline, got {radial!r}")
     source = resolve_checkpoint(checkpoint)
     output = Path(output) if output is not None else Path(f"{source.stem}.pt")
     if not output.parent.is_dir():
@@ -96,9 +105,17 @@ def export(
     contents = read_checkpoint(source)
     architecture = find_architecture(contents)
     options = LoadOptions(
-        dtype=torch.float64, norm_factor=norm_factor, head=head, cutoff=cutoff, allow_short_range=short_range
+        dtype=torch.float64,
+        norm_factor=norm_factor,
+        head=head,
+        cutoff=cutoff,
+        allow_short_range=short_range,
+        radial=radial,
+        spline_error=SPLINE_ERRORS[dtype],
     )
     model = architecture.load(contents, options=options)
+    if radial == "spline" and model.radial is None:
+        raise ValueError(f"a {model.architecture} model has no radial networks to be splines: --radial does not apply")
     if cutoff is not None and model.cutoff != cutoff:
         raise ValueError(f"the checkpoint stores its cutoff, {model.cutoff:g} Å: --cutoff does not apply")
     elements = [ase.data.chemical_symbols[z] for z in model.atomic_numbers]
@@ -121,6 +138,7 @@ def export(
         "latent": model.latent.to_dict(),
         "long_range": None if model.long_range is None else {**model.long_range.to_dict(), "charge_sign": sign},
         "mean_charges": mean_charges,
+        "radial": model.radial,
         "source": {"name": source.name, "sha256": digest},
         "notes": list(model.notes),
         "versions": _versions(model.architecture),

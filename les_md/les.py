@@ -54,7 +54,7 @@ class Les(torch.nn.Module):
 
     Besides charges, atoms may have latent dipoles and quadrupoles, and a softness κ and polarisability α by which
     charges and dipoles are induced, once: Δq = −κ φ and Δu = α E with potential and field of the permanent sources,
-    which lower the energy by ½ κ φ² + ½ α E² (Kim et al., arXiv:2605.05746; ``docs/training.md``).
+    which lower the energy by ½ κ φ² + ½ α E² (Kim et al., arXiv:2605.05746; ``docs/theory.md``).
 
     Parameters
     ----------

@@ -13,6 +13,10 @@ from les_md.model_file import ExportedModel
 BOUNDS_STEP = 2.0
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real)
+
+
 class Planner:
     """Keeps the plan of the last configuration, for engines in Python.
 
@@ -34,7 +38,7 @@ class Planner:
     ) -> None:
         if kspace not in ("auto", "ewald", "mesh"):
             raise ValueError(f"unknown kspace {kspace!r}: give auto, ewald or mesh")
-        if not isinstance(accuracy, numbers.Real) or not accuracy > 0.0:
+        if not _is_number(accuracy) or not accuracy > 0.0:
             raise ValueError(f"accuracy must be a positive number (a relative force error), not {accuracy!r}")
         self.module = model.module
         self.kset_cell = kset_cell
@@ -58,6 +62,8 @@ class Planner:
             bounds = BOUNDS_STEP * torch.stack([(lowest / BOUNDS_STEP).floor(), (highest / BOUNDS_STEP).ceil()])
         if (
             self._plan is None
+            or self._cell is None
+            or self._bounds is None
             or self._num_atoms != len(positions)
             or not torch.equal(self._cell, cell)
             or not torch.equal(self._bounds, bounds)

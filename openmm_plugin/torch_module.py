@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Dict, Optional  # noqa: UP035
+from typing import Optional
 
 import numpy as np
 import torch
@@ -63,9 +63,6 @@ class TorchForceModule(torch.nn.Module):
         self.periodic: bool = bool(periodic)
         self.kspace: str = kspace
         self.accuracy: float = float(accuracy)
-        self.nm: float = NM_TO_ANGSTROM
-        self.ev: float = EV_TO_KJ_PER_MOL
-        self.bounds_step: float = BOUNDS_STEP
         self.all_particles: bool = particles is None
         indices = np.arange(len(types)) if particles is None else np.array(particles, dtype=np.int64).reshape(-1)
         if len(indices) != len(types) or len(np.unique(indices)) != len(indices) or (indices < 0).any():
@@ -100,14 +97,17 @@ class TorchForceModule(torch.nn.Module):
         ValueError : a box for an isolated system or none for a periodic one; positions, energy or forces that are not
             finite; a singular box.
         """
-        places, cell = self._places_and_cell(positions, boxvectors)
+        places = checked_places(positions, self.particles, self.all_particles, self.num_particles)
+        cell = checked_cell(boxvectors, places, self.periodic, self.default_box_is_wrong, self.default_box)
         edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
         energies, charges, state = self.model.evaluate(edge_vectors, edge_index, self.types)
         energy = energies.sum()
         potential = torch.zeros_like(charges)
         forces = torch.zeros_like(places)
         if self.has_long_range:
-            plan = self._plan(places, cell)
+            bounds = bounds_around(places, self.periodic)
+            kset_cell = self.kset_cell if self.kset_is_fixed else cell
+            plan = self.model.plan(cell, kset_cell, bounds, places.size(0), self.kspace, self.accuracy, False)
             field, _ = self.model.solve(self.model.spread(places, charges, plan), plan)
             potential, forces, _ = self.model.gather(field, places, charges, plan)
             energy = energy + 0.5 * (charges * potential).sum()
@@ -115,58 +115,7 @@ class TorchForceModule(torch.nn.Module):
             ones = torch.ones_like(energies)
             gradient = self.model.pull_back(edge_vectors, edge_index, self.types, state, ones, potential)
             forces = forces.index_add(0, edge_index[0], gradient).index_add(0, edge_index[1], -gradient)
-        return self._results(positions, energy, forces)
-
-    def _places_and_cell(
-        self,
-        positions: Tensor,
-        boxvectors: Optional[Tensor],  # noqa: UP045
-    ) -> tuple[Tensor, Tensor]:
-        """Positions [n, 3] of the model's particles and the cell [3, 3] (zeros: isolated) in Å, checked."""
-        if self.periodic != (boxvectors is not None):
-            raise ValueError("TorchForce must use periodic boundary conditions if and only if the module does")
-        # TorchForce freezes this module, and freezing takes every detach() out of it: hence .data, which it keeps.
-        places = positions.data.to(torch.float64) * self.nm
-        if places.size(0) != self.num_particles:
-            raise ValueError(
-                f"this LESForce was made for {self.num_particles} particles, the System has {places.size(0)}: topology "
-                "and System must describe the same particles"
-            )
-        if not self.all_particles:
-            places = places.index_select(0, self.particles)
-        cell = torch.zeros([3, 3], dtype=torch.float64, device=places.device)
-        if boxvectors is not None:
-            box = boxvectors.data.to(torch.float64)
-            if self.default_box_is_wrong and torch.equal(box, self.default_box):
-                raise ValueError(
-                    "the System still has OpenMM's default box (2 nm cube), the topology another: call "
-                    "system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors()) before the Context is "
-                    "created, or context.setPeriodicBoxVectors(...)"
-                )
-            cell = box * self.nm
-        return places, cell
-
-    def _plan(self, places: Tensor, cell: Tensor) -> Dict[str, Tensor]:  # noqa: UP006
-        """Of the long-range sum."""
-        bounds = torch.zeros([2, 3], dtype=torch.float64, device=places.device)
-        if not self.periodic and places.size(0) > 0:
-            # as Planner.plan
-            lowest, highest = places.amin(0) / self.bounds_step, places.amax(0) / self.bounds_step
-            bounds = self.bounds_step * torch.stack([lowest.floor(), highest.ceil()])
-        kset_cell = self.kset_cell if self.kset_is_fixed else cell
-        return self.model.plan(cell, kset_cell, bounds, places.size(0), self.kspace, self.accuracy, False)
-
-    def _results(self, positions: Tensor, energy: Tensor, forces: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``forward`` returns, from the energy in eV and forces [n, 3] in eV/Å."""
-        energy = energy * self.ev
-        forces = forces * (self.ev * self.nm)
-        if not bool((torch.isfinite(energy) & torch.isfinite(forces).all()).item()):
-            raise ValueError(
-                "the model's energy or forces are not finite: check the positions for atoms on top of each other"
-            )
-        if not self.all_particles:
-            forces = torch.zeros_like(positions, dtype=torch.float64).index_copy(0, self.particles, forces)
-        return energy.data, forces.data.to(positions.dtype).contiguous()
+        return checked_results(energy, forces, positions, self.particles, self.all_particles)
 
 
 class MultipoleModule(TorchForceModule):
@@ -174,32 +123,19 @@ class MultipoleModule(TorchForceModule):
 
     def forward(self, positions: Tensor, boxvectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
         """As ``TorchForceModule.forward``."""
-        places, cell = self._places_and_cell(positions, boxvectors)
+        places = checked_places(positions, self.particles, self.all_particles, self.num_particles)
+        cell = checked_cell(boxvectors, places, self.periodic, self.default_box_is_wrong, self.default_box)
         edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
-        result = self.model(edge_vectors, edge_index, self.types, places, self._plan(places, cell))
-        return self._results(positions, result["energies"].sum(), result["forces"])
-
-
-class _FieldModule(TorchForceModule):
-    """Common to the modules with an electric field, whose ``forward`` TorchForce calls with its global parameters."""
-
-    def _in_field(
-        self,
-        positions: Tensor,
-        boxvectors: Optional[Tensor],  # noqa: UP045
-        field: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """``field`` [3] in kJ/(mol nm e)."""
-        places, cell = self._places_and_cell(positions, boxvectors)
-        edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
-        volts = field.to(places.device, torch.float64) / (self.ev * self.nm)  # per Å
-        result = self.model.in_field(
-            edge_vectors, edge_index, self.types, places, self._plan(places, cell), cell, volts, self.sum_rule
+        bounds = bounds_around(places, self.periodic)
+        kset_cell = self.kset_cell if self.kset_is_fixed else cell
+        plan = self.model.plan(cell, kset_cell, bounds, places.size(0), self.kspace, self.accuracy, False)
+        result = self.model(edge_vectors, edge_index, self.types, places, plan)
+        return checked_results(
+            result["energies"].sum(), result["forces"], positions, self.particles, self.all_particles
         )
-        return self._results(positions, result["energies"].sum(), result["forces"])
 
 
-class PeriodicFieldModule(_FieldModule):
+class PeriodicFieldModule(TorchForceModule):
     """``TorchForceModule`` of a periodic system in a uniform electric field."""
 
     def forward(self, positions: Tensor, boxvectors: Tensor, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,15 +143,113 @@ class PeriodicFieldModule(_FieldModule):
 
         The forces contain the field, the energy does not.
         """
-        return self._in_field(positions, boxvectors, torch.stack([x, y, z]))
+        places = checked_places(positions, self.particles, self.all_particles, self.num_particles)
+        cell = checked_cell(boxvectors, places, self.periodic, self.default_box_is_wrong, self.default_box)
+        edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
+        bounds = bounds_around(places, self.periodic)
+        kset_cell = self.kset_cell if self.kset_is_fixed else cell
+        plan = self.model.plan(cell, kset_cell, bounds, places.size(0), self.kspace, self.accuracy, False)
+        field = volts_per_angstrom(x, y, z, places)
+        result = self.model.in_field(edge_vectors, edge_index, self.types, places, plan, cell, field, self.sum_rule)
+        return checked_results(
+            result["energies"].sum(), result["forces"], positions, self.particles, self.all_particles
+        )
 
 
-class IsolatedFieldModule(_FieldModule):
+class IsolatedFieldModule(TorchForceModule):
     """``TorchForceModule`` of an isolated system in a uniform electric field."""
 
     def forward(self, positions: Tensor, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """As ``PeriodicFieldModule.forward``, without a box; the energy contains −P·E."""
-        return self._in_field(positions, None, torch.stack([x, y, z]))
+        places = checked_places(positions, self.particles, self.all_particles, self.num_particles)
+        cell = torch.zeros([3, 3], dtype=places.dtype, device=places.device)
+        edge_index, edge_vectors = edges_within(places, cell, self.periodic, self.cutoff)
+        bounds = bounds_around(places, self.periodic)
+        plan = self.model.plan(cell, cell, bounds, places.size(0), self.kspace, self.accuracy, False)
+        field = volts_per_angstrom(x, y, z, places)
+        result = self.model.in_field(edge_vectors, edge_index, self.types, places, plan, cell, field, False)
+        return checked_results(
+            result["energies"].sum(), result["forces"], positions, self.particles, self.all_particles
+        )
+
+
+# TorchScript knows constants of a module of Python as default values only.
+_NM, _EV, _STEP = NM_TO_ANGSTROM, EV_TO_KJ_PER_MOL, BOUNDS_STEP
+
+
+# Functions, and called by ``forward`` itself: where a method of a frozen module raises an error, or calls what does,
+# torch 2.9 crashes when it writes down where that was.
+
+
+def checked_places(
+    positions: Tensor, particles: Tensor, all_particles: bool, num_particles: int, nm: float = _NM
+) -> Tensor:
+    """Positions [n, 3] in Å of the model's ``particles`` from those of all in nm; ValueError for another number."""
+    # TorchForce freezes the module, and freezing takes every detach() out of it: hence .data, which it keeps.
+    places = positions.data.to(torch.float64) * nm
+    if places.size(0) != num_particles:
+        raise ValueError(
+            f"this LESForce was made for {num_particles} particles, the System has {places.size(0)}: topology and "
+            "System must describe the same particles"
+        )
+    return places if all_particles else places.index_select(0, particles)
+
+
+def checked_cell(
+    boxvectors: Optional[Tensor],  # noqa: UP045
+    places: Tensor,
+    periodic: bool,
+    default_box_is_wrong: bool,
+    default_box: Tensor,
+    nm: float = _NM,
+) -> Tensor:
+    """Cell [3, 3] in Å, of zeros for an isolated system; ValueError for a box that cannot be meant."""
+    if periodic != (boxvectors is not None):
+        raise ValueError("TorchForce must use periodic boundary conditions if and only if the module does")
+    if boxvectors is None:
+        return torch.zeros([3, 3], dtype=torch.float64, device=places.device)
+    box = boxvectors.data.to(torch.float64)
+    if default_box_is_wrong and torch.equal(box, default_box):
+        raise ValueError(
+            "the System still has OpenMM's default box (2 nm cube), the topology another: call "
+            "system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors()) before the Context is created, or "
+            "context.setPeriodicBoxVectors(...)"
+        )
+    return box * nm
+
+
+def bounds_around(places: Tensor, periodic: bool, step: float = _STEP) -> Tensor:
+    """Bounds [2, 3] of the mesh of an isolated system, as Planner.plan makes them."""
+    if periodic or places.size(0) == 0:
+        return torch.zeros([2, 3], dtype=torch.float64, device=places.device)
+    lowest, highest = places.amin(0) / step, places.amax(0) / step
+    return step * torch.stack([lowest.floor(), highest.ceil()])
+
+
+def volts_per_angstrom(x: Tensor, y: Tensor, z: Tensor, places: Tensor, ev: float = _EV, nm: float = _NM) -> Tensor:
+    """[3], from components [] in kJ/(mol nm e), on the device of ``places``."""
+    return torch.stack([x, y, z]).to(places.device, torch.float64) / (ev * nm)
+
+
+def checked_results(
+    energy: Tensor,
+    forces: Tensor,
+    positions: Tensor,
+    particles: Tensor,
+    all_particles: bool,
+    ev: float = _EV,
+    nm: float = _NM,
+) -> tuple[Tensor, Tensor]:
+    """What ``forward`` returns, from the energy in eV and forces [n, 3] in eV/Å; ValueError if they are not finite."""
+    energy = energy * ev
+    forces = forces * (ev * nm)
+    if not bool((torch.isfinite(energy) & torch.isfinite(forces).all()).item()):
+        raise ValueError(
+            "the model's energy or forces are not finite: check the positions for atoms on top of each other"
+        )
+    if not all_particles:
+        forces = torch.zeros_like(positions, dtype=torch.float64).index_copy(0, particles, forces)
+    return energy.data, forces.data.to(positions.dtype).contiguous()
 
 
 def module_class(model: ExportedModel, periodic: bool, in_field: bool) -> type[TorchForceModule]:

@@ -91,7 +91,18 @@ class TestPackages:
     def test_every_requirement_is_known(self):
         """A package that pyproject.toml asks for is in the report, or is for development."""
         names = {doctor._canonical(name) for name in (*doctor._REQUIRED, *doctor._OPTIONAL)}
-        helpers = {"packaging", "tqdm", "mdtraj", "pytest", "pytest-xdist", "ruff", "hypothesis", "atheris", "mkdocs"}
+        helpers = {
+            "packaging",
+            "tqdm",
+            "mdtraj",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "hypothesis",
+            "atheris",
+            "mkdocs",
+            "mypy",
+        }
         assert set(doctor._limits()) - helpers <= names
 
 

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from les_md import LESCalculator, load
+from les_md import LESCalculator, export, load
 from les_md.architectures.direct_evaluation import DirectEvaluation
 from les_md.check_structures import water_box
+from les_md.cli import main
 from les_md.electrostatics.latent_layout import LatentLayout
 from les_md.multipole_potential import MultipolePotential
 from tests.architectures import multipole_architecture
 from tests.architectures.small_models import export_small_model
+from tests.test_exporting import write_checkpoint
 
 NAMES = ("multipoles", "responding")
 
@@ -234,3 +236,30 @@ def test_direct_evaluation_returns_charges_alone():
     )
     assert isinstance(model.original, DirectEvaluation)
     assert model.original(water(True)).charges.shape == (12, 2)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """An exported CACE model with random weights and every kind of latent variable."""
+    folder = tmp_path_factory.mktemp("native")
+    kinds = {"dipoles": True, "quadrupoles": True, "kappas": True, "alphas": True}
+    checkpoint = write_checkpoint(folder / "all.pth", charges=2, num_message_passing=1, **kinds)
+    return export(checkpoint, folder / "all.pt", dtype="float64").path
+
+
+def test_native_model(native, capsys):
+    """From a checkpoint to forces; what the file says of itself."""
+    atoms = water(True)
+    atoms.calc = LESCalculator(native)
+    forces = atoms.get_forces()
+    for atom, axis in ((0, 0), (4, 1), (8, 2)):
+        energies = []
+        for _sign, moved in displaced(atoms, atom, axis, 1e-4):
+            moved.calc = atoms.calc
+            energies.append(moved.get_potential_energy())
+        assert -(energies[1] - energies[0]) / 2e-4 == pytest.approx(forces[atom, axis], abs=1e-5)
+    assert atoms.calc.results["charges"].shape == (12, 2)
+    assert main(["info", str(native)]) == 0
+    shown = capsys.readouterr().out
+    assert "latent variables  charges, dipoles, quadrupoles, kappas and alphas" in shown
+    assert "file format       5" in shown

@@ -90,6 +90,8 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
             f"differences, are rounded to {rounding:.1g} eV"
         )
     network = MACENetwork(model, head)
+    # In float64, whatever the precision afterwards.
+    radial = network.use_splines(options.spline_error) if options.radial == "spline" else {"kind": "exact"}
     return TrainedModel(
         architecture=name,
         network=network.to(options.dtype).eval(),
@@ -103,6 +105,7 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
         original=original,
         original_description=_ORIGINAL,
         script=_script,
+        radial=radial,
     )
 
 

@@ -9,6 +9,8 @@ Source: Batatia et al., NeurIPS 2022, eq. 8 (``NeighborSum``), eqs. 10 and 11 (`
 
 from __future__ import annotations
 
+import collections
+import itertools
 from typing import NamedTuple, Optional
 
 import torch
@@ -16,6 +18,7 @@ from e3nn import o3
 from e3nn.nn import FullyConnectedNet
 from torch import Tensor
 
+from les_md.architectures.radial_spline import RadialSpline
 from les_md.architectures.registry import UnsupportedModelError
 
 #: Edges of one centre are handled in groups of so many; the last one is filled up with edges that have no weight.
@@ -28,28 +31,38 @@ class Edges(NamedTuple):
     Attributes
     ----------
     neighbour, centre : [P] int64.  centre_of_group : [P / GROUP_SIZE].
+    species : [S] types of neighbours if the edges of a group also have the type of the neighbour in common; else empty.
+    key_of_group : [P / GROUP_SIZE], centre · S + the type's place in ``species``; without species ``centre_of_group``.
     lengths : [P, 1] Å.  harmonics : [P, (l_max + 1)²].  radial : [P, basis], zero at an empty place.
+        Without rows if the layer's functions of the distance are splines.
     cutoff : [P, 1] if the radial functions are without it, and then zero at an empty place.
+    kinds : [P] int64, the class of each edge whose functions of the distance are the same; empty if there is one.
     """
 
     neighbour: Tensor
     centre: Tensor
     centre_of_group: Tensor
+    species: Tensor
+    key_of_group: Tensor
     lengths: Tensor
     harmonics: Tensor
     radial: Tensor
     cutoff: Optional[Tensor]  # noqa: UP045
+    kinds: Tensor
 
 
 class MACELayer(torch.nn.Module):
-    """Interaction and product of one layer, made of those of a MACE model, whose modules it takes over."""
+    """Interaction and product of one layer, made of those of a MACE model, whose modules it takes over.
 
-    def __init__(self, interaction: torch.nn.Module, product: torch.nn.Module) -> None:
+    Further parameter: ``messages``, in place of ``Messages(interaction)``.
+    """
+
+    def __init__(
+        self, interaction: torch.nn.Module, product: torch.nn.Module, messages: torch.nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.group_size: int = GROUP_SIZE
-        self.linear_up = interaction.linear_up
-        self.neighbor_sum = NeighborSum(interaction.conv_tp, interaction.conv_tp_weights)
-        self.linear = interaction.linear
+        self.messages = Messages(interaction) if messages is None else messages
         self.skip = interaction.skip_tp
         self.reshape = interaction.reshape
         self.avg_num_neighbors: float = float(interaction.avg_num_neighbors)
@@ -57,7 +70,7 @@ class MACELayer(torch.nn.Module):
         # Where there is a residual connection, ``skip`` is of the layer's input, otherwise it mixes the messages.
         self.is_residual: bool = "Residual" in kind
         self.has_density: bool = "Density" in kind
-        self.density = interaction.density_fn if self.has_density else torch.nn.Identity()
+        self.density = Density(interaction.density_fn if self.has_density else torch.nn.Identity())
         self.use_residual: bool = bool(product.use_sc)
         self.product = SymmetricProduct(
             product.symmetric_contractions, agnostic=bool(getattr(product, "use_agnostic_product", False))
@@ -77,12 +90,9 @@ class MACELayer(torch.nn.Module):
         Parameters: ``types`` [N]; ``node_attributes`` [N, elements], one-hot.
         """
         centre_attributes = node_attributes[:num_centres]
-        messages = self.linear(self.neighbor_sum(self.linear_up(features), num_centres, edges))
+        messages = self.messages(features, num_centres, edges)
         if self.has_density:
-            density = torch.tanh(self.density(edges.radial) ** 2)
-            cutoff = edges.cutoff
-            if cutoff is not None:
-                density = density * cutoff
+            density = self.density(edges)
             of_group = density.view(-1, self.group_size).sum(1, keepdim=True)
             total = torch.zeros([num_centres, 1], dtype=density.dtype, device=density.device)
             messages = messages / (total.index_add(0, edges.centre_of_group, of_group) + 1.0)
@@ -96,30 +106,85 @@ class MACELayer(torch.nn.Module):
         return result
 
 
+class Density(torch.nn.Module):
+    """What each edge adds to the density that a sum over neighbours is divided by."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, edges: Edges) -> Tensor:
+        """[P, 1], zero at an empty place."""
+        density = torch.tanh(self.network(edges.radial) ** 2)
+        cutoff = edges.cutoff
+        return density if cutoff is None else density * cutoff
+
+
+class RadialNetwork(torch.nn.Module):
+    """All but the last, linear layer of a radial network."""
+
+    def __init__(self, layers: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, edges: Edges) -> Tensor:
+        """[P, hidden], of which the radial functions are linear combinations; zero at an empty place."""
+        hidden = edges.radial
+        for layer in self.layers:
+            hidden = layer(hidden)
+        cutoff = edges.cutoff
+        return hidden if cutoff is None else hidden * cutoff
+
+
+class SplinesOfEdges(torch.nn.Module):
+    """In place of ``RadialNetwork`` or ``Density``: the same functions as splines of the distance."""
+
+    def __init__(self, spline: RadialSpline) -> None:
+        super().__init__()
+        self.spline = spline
+
+    def forward(self, edges: Edges) -> Tensor:
+        """[P, functions], zero at an empty place."""
+        return self.spline(edges.lengths, edges.kinds)
+
+
+class Messages(torch.nn.Module):
+    """Sums over neighbours between two linear maps, of a MACE interaction, whose modules it takes over."""
+
+    def __init__(self, interaction: torch.nn.Module) -> None:
+        super().__init__()
+        self.group_size: int = GROUP_SIZE
+        self.linear_up = interaction.linear_up
+        self.neighbor_sum = NeighborSum(interaction.conv_tp, interaction.conv_tp_weights)
+        self.linear = interaction.linear
+
+    def forward(self, features: Tensor, num_centres: int, edges: Edges) -> Tensor:
+        """Messages [n, F'] to the first ``num_centres`` nodes, from ``features`` [N, F] of all."""
+        return self.linear(self.neighbor_sum(self.linear_up(features), num_centres, edges))
+
+
 class EdgeGroups(torch.nn.Module):
-    """Sorts edges into groups of ``GROUP_SIZE`` with a common centre."""
+    """Sorts edges into groups of ``GROUP_SIZE`` with a common key, as their centre."""
 
     def __init__(self) -> None:
         super().__init__()
         self.size: int = GROUP_SIZE
 
-    def forward(self, centre: Tensor, num_centres: int) -> tuple[Tensor, Tensor]:
-        """Number of the edge at each place [P], E at a place that stays empty; centre of each group [P / GROUP_SIZE].
+    def forward(self, key: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+        """Number of the edge at each place [P], E at a place that stays empty; key of each group [P / GROUP_SIZE].
 
-        Parameters: ``centre`` [E] int64, each below ``num_centres``.
+        Parameters: ``key`` [E] int64, each below ``num_keys``.
         """
-        order = torch.argsort(centre, stable=True)
-        counts = torch.bincount(centre, minlength=num_centres)
+        order = torch.argsort(key, stable=True)
+        counts = torch.bincount(key, minlength=num_keys)
         groups = torch.div(counts + (self.size - 1), self.size, rounding_mode="floor")
-        nodes = torch.arange(num_centres, device=centre.device)
-        centre_of_group = torch.repeat_interleave(nodes, groups)
-        # From the first edge of a centre to the first place of its groups.
+        keys = torch.arange(num_keys, device=key.device)
+        key_of_group = torch.repeat_interleave(keys, groups)
+        # From the first edge of a key to the first place of its groups.
         shift = self.size * (groups.cumsum(0) - groups) - (counts.cumsum(0) - counts)
-        places = torch.arange(centre.size(0), device=centre.device) + shift.index_select(0, centre[order])
-        edges = torch.full(
-            [self.size * centre_of_group.size(0)], centre.size(0), dtype=torch.int64, device=centre.device
-        )
-        return edges.index_copy(0, places, order), centre_of_group
+        places = torch.arange(key.size(0), device=key.device) + shift.index_select(0, key[order])
+        edges = torch.full([self.size * key_of_group.size(0)], key.size(0), dtype=torch.int64, device=key.device)
+        return edges.index_copy(0, places, order), key_of_group
 
 
 class NeighborSum(torch.nn.Module):
@@ -144,7 +209,7 @@ class NeighborSum(torch.nn.Module):
         last = layers.pop()
         if last.act is not None:
             raise UnsupportedModelError("a MACE convolution whose radial network ends with an activation")
-        self.radial_layers = torch.nn.ModuleList(layers)
+        self.hidden = RadialNetwork(layers)
         weight = last.weight.detach() / (last.h_in * last.var_in / last.var_out) ** 0.5
         starts = [0]
         for path in instructions:
@@ -162,16 +227,17 @@ class NeighborSum(torch.nn.Module):
 
     def forward(self, features: Tensor, num_centres: int, edges: Edges) -> Tensor:
         """Sums [n, F] in e3nn's layout of ``conv_tp``'s output, from the nodes' ``features`` after ``linear_up``."""
-        hidden = edges.radial
-        for layer in self.radial_layers:
-            hidden = layer(hidden)
-        cutoff = edges.cutoff
-        if cutoff is not None:
-            hidden = hidden * cutoff
+        hidden = self.hidden(edges)
         sums: list[Tensor] = []
         for paths in self.inputs:
             sums.extend(paths(features, num_centres, edges, hidden))
         return torch.cat([sums[i] for i in self.order], dim=1)
+
+    @torch.jit.unused
+    def path_weights(self) -> list[Tensor]:
+        """Per path of the tensor product, the weights [hidden, channels] of its radial functions."""
+        weights = [weight for paths in self.inputs for weight in paths.weight.chunk(len(paths.paths), dim=1)]
+        return [weights[i] for i in self.order]
 
 
 class _PathsOfInput(torch.nn.Module):
@@ -263,7 +329,9 @@ class SymmetricProduct(torch.nn.Module):
 class _Polynomial(torch.nn.Module):
     """One output irrep for one element: Σ_ν Σ A_ν[m; i₁ … i_ν] x[i₁] … x[i_ν] in each channel.
 
-    For ν ≥ 2 the last two indices run over the pairs i ≤ j alone, since the products do not depend on their order.
+    Few of the products x[i₁] … x[i_ν] couple to an irrep. So for ν ≥ 2 two indices of each run over a few pairs alone,
+    chosen such that every product that occurs contains one of them. One matrix product contracts these pairs, and x
+    itself for ν = 1.
     """
 
     def __init__(self, contraction: torch.nn.Module, element: int) -> None:
@@ -280,29 +348,66 @@ class _Polynomial(torch.nn.Module):
             coefficients.append(torch.einsum("...k,kc->c...", coupling, weight))
         linear = coefficients[0]
         channels, self.out_dim, self.size = linear.shape
-        self.register_buffer("linear", linear)
-        first, second = torch.triu_indices(self.size, self.size)
-        self.register_buffer("first_of_pair", first.clone())
-        self.register_buffer("second_of_pair", second.clone())
-        higher = [torch.zeros([channels, 0, len(first)], dtype=torch.float64)]
-        for tensor in reversed(coefficients[1:]):
-            both = tensor + tensor.transpose(-1, -2)
-            both.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-            higher.append(both[..., first, second].reshape(channels, -1, len(first)))
-        # rows: (out, i₁, ..., i_{ν-2}) of ν = highest, ..., 2, one after the other
-        self.rows: list[int] = [tensor.size(1) for tensor in higher[1:]] or [0]
-        self.register_buffer("higher", torch.cat(higher, dim=1))
+        products = [_products(tensor) for tensor in coefficients[1:]]
+        pairs = _common_pairs([indices for product, _ in products for indices in product])
+        # rows: (out, i₁, ..., i_{ν-2}) of ν = highest, ..., 2, one after the other; columns: pairs, then x
+        matrices = []
+        for order, (indices, values) in reversed(list(enumerate(products, 2))):
+            matrix = torch.zeros([channels, self.out_dim, self.size ** (order - 2), len(pairs)], dtype=torch.float64)
+            for i, product in enumerate(indices):
+                pair, rest = next((p, left) for p, left in _pairs_of(product) if p in pairs)
+                row = 0
+                for index in rest:
+                    row = row * self.size + index
+                matrix[:, :, row, pairs[pair]] += values[:, :, i]
+            matrices.append(torch.nn.functional.pad(matrix.flatten(1, 2), (0, self.size)))
+        if not matrices:
+            matrices.append(torch.zeros([channels, self.out_dim, self.size], dtype=torch.float64))
+        matrices[-1][:, :, len(pairs) :] = linear
+        self.register_buffer("first_of_pair", torch.tensor([first for first, _ in pairs], dtype=torch.int64))
+        self.register_buffer("second_of_pair", torch.tensor([second for _, second in pairs], dtype=torch.int64))
+        self.rows: list[int] = [matrix.size(1) for matrix in matrices]
+        self.register_buffer("matrix", torch.cat(matrices, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[channels, out, n] from ``x`` [channels, (l_max + 1)², n]."""
-        result = torch.bmm(self.linear, x)
-        if self.higher.size(1) == 0:
-            return result
         pairs = x.index_select(1, self.first_of_pair) * x.index_select(1, self.second_of_pair)
-        partial = torch.bmm(self.higher, pairs).split(self.rows, dim=1)
+        partial = torch.bmm(self.matrix, torch.cat([pairs, x], dim=1)).split(self.rows, dim=1)
         # One index fewer in each round, as in Horner's scheme.
         total = partial[0]
         for i in range(1, len(partial)):
             total = total.view(x.size(0), -1, self.size, x.size(2)) * x.unsqueeze(1)
             total = total.sum(2) + partial[i]
-        return result + total
+        return total
+
+
+def _products(tensor: Tensor) -> tuple[list[tuple[int, ...]], Tensor]:
+    """The products, as sorted indices, that occur in ``tensor`` [channels, out, i₁, ..., i_ν], and their coefficients.
+
+    Returns a list of M products and [channels, out, M].
+    """
+    size = tensor.abs().amax((0, 1))
+    # Coupling coefficients that vanish by symmetry are stored as rounding errors.
+    entries = (size > 1e-13 * size.max()).nonzero()
+    products, place = torch.unique(entries.sort(dim=1).values, dim=0, return_inverse=True)
+    values = tensor[(slice(None), slice(None), *entries.unbind(1))]
+    total = torch.zeros([*values.shape[:2], len(products)], dtype=values.dtype)
+    return [tuple(product) for product in products.tolist()], total.index_add(2, place, values)
+
+
+def _pairs_of(product: tuple[int, ...]) -> list[tuple[tuple[int, int], tuple[int, ...]]]:
+    """Each pair of factors of a product, as indices in ascending order, with the other factors."""
+    places = itertools.combinations(range(len(product)), 2)
+    return [((product[i], product[j]), product[:i] + product[i + 1 : j] + product[j + 1 :]) for i, j in places]
+
+
+def _common_pairs(products: list[tuple[int, ...]]) -> dict[tuple[int, int], int]:
+    """A small set of pairs, numbered, of which every product contains one: greedily the most common pair first."""
+    pairs: dict[tuple[int, int], int] = {}
+    left = [{pair for pair, _ in _pairs_of(product)} for product in products]
+    while left:
+        counts = collections.Counter(pair for own in left for pair in own)
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        pairs[best] = len(pairs)
+        left = [own for own in left if best not in own]
+    return pairs

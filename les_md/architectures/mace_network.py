@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
-from les_md.architectures.mace_layers import EdgeGroups, Edges, MACELayer
+from les_md.architectures.mace_first_layer import MOST_SPECIES, FirstMessages
+from les_md.architectures.mace_layers import EdgeGroups, Edges, MACELayer, Messages, SplinesOfEdges
+from les_md.architectures.radial_spline import RadialSplineError, radial_spline
 from les_md.architectures.registry import UnsupportedModelError
+
+#: Functions, over all pairs of elements, that are made into splines at most: 50 MB in float32 with 2,048 intervals.
+MOST_SPLINES = 1024
 
 
 class MACENetwork(torch.nn.Module):
@@ -25,8 +32,24 @@ class MACENetwork(torch.nn.Module):
         self.spherical_harmonics = model.spherical_harmonics
         self.radial_embedding = model.radial_embedding
         self.edge_groups = EdgeGroups()
-        self.layers = torch.nn.ModuleList(map(MACELayer, model.interactions, model.products))
+        self.most_species: int = MOST_SPECIES
+        first = FirstMessages(
+            Messages(model.interactions[0]),
+            model.interactions[0].conv_tp,
+            model.interactions[0].linear,
+            self.node_embedding(torch.eye(self.num_elements, dtype=torch.float64)),
+        )
+        messages = [first, *map(Messages, model.interactions[1:])]
+        self.layers = torch.nn.ModuleList(map(MACELayer, model.interactions, model.products, messages))
         self.num_layers: int = len(self.layers)
+        self.has_splines: bool = False
+        # Transforms of the distance depend on both elements: each pair of them has functions of its own.
+        first, second = torch.triu_indices(self.num_elements, self.num_elements)
+        kinds = torch.zeros([self.num_elements, self.num_elements], dtype=torch.int64)
+        if hasattr(self.radial_embedding, "distance_transform"):
+            kinds[first, second] = kinds[second, first] = torch.arange(len(first))
+        self.num_kinds: int = int(kinds.max()) + 1
+        self.register_buffer("kind_of_pair", kinds)
         charge_readouts = list(model._modules.get("les_readouts", []))
         self.num_charges: int = 1 if charge_readouts else 0
         for readout in (*model.readouts, *charge_readouts):
@@ -48,11 +71,12 @@ class MACENetwork(torch.nn.Module):
         ``types`` [N].
         """
         features = self.initial_features(types)
-        edges = self._edges(edge_vectors, edge_index, types, types.size(0))
         energy = features.new_zeros(types.size(0))
         charge = features.new_zeros((types.size(0), self.num_charges))
         for number in range(self.num_layers):
-            features, layer_energy, layer_charge = self._run_layer(number, features, types, types.size(0), edges)
+            features, layer_energy, layer_charge = self.layer(
+                number, features, types, edge_vectors, edge_index, types.size(0)
+            )
             energy, charge = energy + layer_energy, charge + layer_charge
         return energy, charge
 
@@ -70,37 +94,7 @@ class MACENetwork(torch.nn.Module):
         Parameters as in ``forward``, and ``features`` [N, F] after the layer before.
         Returns features [n, F'], and what the layer adds to energy [n] and charge [n, n_q].
         """
-        return self._run_layer(
-            number, features, types, num_centres, self._edges(edge_vectors, edge_index, types, num_centres)
-        )
-
-    def _node_attributes(self, types: Tensor) -> Tensor:
-        return torch.nn.functional.one_hot(types, self.num_elements).to(self.scale.dtype)
-
-    def _edges(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor, num_centres: int) -> Edges:
-        """What all layers need of the edges within the cutoff, in groups of a common centre."""
-        # The pair repulsion has a range of its own, which may be longer; and edges that do nothing still cost time.
-        within = torch.linalg.vector_norm(edge_vectors.detach(), dim=1) < self.cutoff
-        kept = within.nonzero()[:, 0]
-        edge, centre_of_group = self.edge_groups(edge_index[0].index_select(0, kept), num_centres)
-        # An empty place gets an edge of twice the cutoff to node 0, which has no weight.
-        number = torch.cat([kept, kept.new_full([1], edge_vectors.size(0))]).index_select(0, edge)
-        empty = edge_vectors.new_zeros([1, 3])
-        empty[0, 0] = 2.0 * self.cutoff
-        # MACE sends from neighbour to centre, along the vector from the sender to the receiver.
-        vectors = -torch.cat([edge_vectors, empty]).index_select(0, number).to(self.scale.dtype)
-        neighbour = torch.cat([edge_index[1], edge_index.new_zeros([1])]).index_select(0, number)
-        centre = centre_of_group.unsqueeze(1).expand(-1, self.edge_groups.size).reshape(-1)
-        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        radial, cutoff = self.radial_embedding(
-            lengths, self._node_attributes(types), torch.stack([neighbour, centre]), self.atomic_numbers
-        )
-        return Edges(neighbour, centre, centre_of_group, lengths, self.spherical_harmonics(vectors), radial, cutoff)
-
-    def _run_layer(
-        self, number: int, features: Tensor, types: Tensor, num_centres: int, edges: Edges
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``layer``, with the edges prepared."""
+        edges = self._edges(number, edge_vectors, edge_index, types, num_centres)
         energy = features.new_zeros(num_centres)
         charge = features.new_zeros((num_centres, self.num_charges))
         if self.has_repulsion and number == 0:
@@ -117,6 +111,107 @@ class MACENetwork(torch.nn.Module):
                 if self.num_charges > 0:
                     charge = charge + charge_readout(features)[:, self.head].unsqueeze(1)
         return features, self.scale * energy, charge
+
+    def _node_attributes(self, types: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(types, self.num_elements).to(self.scale.dtype)
+
+    def _edges(self, number: int, edge_vectors: Tensor, edge_index: Tensor, types: Tensor, num_centres: int) -> Edges:
+        """What layer ``number`` needs of the edges within the cutoff, in groups."""
+        # The pair repulsion has a range of its own, which may be longer; and edges that do nothing still cost time.
+        within = torch.linalg.vector_norm(edge_vectors.detach(), dim=1) < self.cutoff
+        kept = within.nonzero()[:, 0]
+        key, num_keys = edge_index[0].index_select(0, kept), num_centres
+        species = key.new_zeros([0])
+        if number == 0:
+            kind = types.index_select(0, edge_index[1].index_select(0, kept))
+            is_there = torch.bincount(kind, minlength=self.num_elements) > 0
+            present = is_there.nonzero()[:, 0]
+            if present.size(0) <= self.most_species:
+                species, num_keys = present, num_centres * present.size(0)
+                key = key * present.size(0) + (is_there.cumsum(0) - 1).index_select(0, kind)
+        edge, key_of_group = self.edge_groups(key, num_keys)
+        centre_of_group = key_of_group
+        if species.size(0) > 0:
+            centre_of_group = torch.div(key_of_group, species.size(0), rounding_mode="floor")
+        # An empty place gets an edge of twice the cutoff to node 0, which has no weight.
+        place = torch.cat([kept, kept.new_full([1], edge_vectors.size(0))]).index_select(0, edge)
+        empty = edge_vectors.new_zeros([1, 3])
+        empty[0, 0] = 2.0 * self.cutoff
+        # MACE sends from neighbour to centre, along the vector from the sender to the receiver.
+        vectors = -torch.cat([edge_vectors, empty]).index_select(0, place).to(self.scale.dtype)
+        neighbour = torch.cat([edge_index[1], edge_index.new_zeros([1])]).index_select(0, place)
+        centre = centre_of_group.unsqueeze(1).expand(-1, self.edge_groups.size).reshape(-1)
+        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        kinds = species.new_zeros([0])
+        radial: Tensor = lengths.new_zeros([0])
+        cutoff: Optional[Tensor] = None  # noqa: UP045
+        if self.has_splines:
+            if self.num_kinds > 1:
+                kinds = self.kind_of_pair[types.index_select(0, centre), types.index_select(0, neighbour)]
+        else:
+            radial, cutoff = self.radial_embedding(
+                lengths, self._node_attributes(types), torch.stack([neighbour, centre]), self.atomic_numbers
+            )
+        harmonics = self.spherical_harmonics(vectors)
+        return Edges(
+            neighbour, centre, centre_of_group, species, key_of_group, lengths, harmonics, radial, cutoff, kinds
+        )
+
+    @torch.jit.unused
+    def use_splines(self, target: float) -> dict:
+        """Replace all radial networks by splines of the distance, while the network is in float64.
+
+        ``target``: relative error to reach, see ``radial_spline``. Returns the record for the metadata.
+
+        Raises RadialSplineError if no spline is close enough, or the tables would take too much memory.
+        """
+        errors = []
+        layers = []
+
+        def spline(of_edges: torch.nn.Module, weights: Tensor) -> SplinesOfEdges:
+            def function(distances: Tensor, kind: int) -> Tensor:
+                return of_edges(self._edges_of_kind(distances, kind))
+
+            num_functions = function(torch.ones([1, 1], dtype=torch.float64), 0).size(1)
+            if self.num_kinds * num_functions > MOST_SPLINES:
+                raise RadialSplineError(
+                    f"the radial functions of {self.num_kinds} pairs of elements would be too large as splines: export "
+                    "the model with --radial exact"
+                )
+            made, error = radial_spline(function, lambda h: h @ weights, self.cutoff, self.num_kinds, target=target)
+            errors.append(error)
+            return SplinesOfEdges(made)
+
+        for layer in self.layers:
+            messages = layer.messages.usual if isinstance(layer.messages, FirstMessages) else layer.messages
+            neighbor_sum = messages.neighbor_sum
+            hidden = spline(neighbor_sum.hidden, torch.cat(neighbor_sum.path_weights(), dim=1))
+            one = torch.ones([1, 1], dtype=torch.float64)
+            layers.append((layer, neighbor_sum, hidden, spline(layer.density, one) if layer.has_density else None))
+        # Nothing is replaced before everything is there.
+        for layer, neighbor_sum, hidden, density in layers:
+            neighbor_sum.hidden = hidden
+            if density is not None:
+                layer.density = density
+        self.has_splines = True
+        return {
+            "kind": "spline",
+            "intervals": [error.intervals for error in errors],
+            "value_error": max(error.value for error in errors),
+            "derivative_error": max(error.derivative for error in errors),
+        }
+
+    @torch.jit.unused
+    def _edges_of_kind(self, distances: Tensor, kind: int) -> Edges:
+        """Edges of these lengths [M, 1] of one class, with nothing but their radial functions."""
+        first, second = (int(i) for i in (self.kind_of_pair == kind).nonzero()[0])
+        types = torch.tensor([first, second])
+        centre = torch.zeros([len(distances)], dtype=torch.int64)
+        neighbour, none = centre + 1, centre[:0]
+        radial, cutoff = self.radial_embedding(
+            distances, self._node_attributes(types), torch.stack([neighbour, centre]), self.atomic_numbers
+        )
+        return Edges(neighbour, centre, none, none, none, distances, distances, radial, cutoff, none)
 
 
 class PairRepulsion(torch.nn.Module):

@@ -47,6 +47,9 @@ class LoadOptions:
     head : which head of a multi-head model.
     cutoff : Å, for a checkpoint that does not store its own.
     allow_short_range : accept a checkpoint without latent charges.
+    radial : "exact", or "spline": radial networks as splines of the distance, or raise ValueError. An architecture
+        without a choice ignores it.
+    spline_error : error of the splines to reach, relative to the functions.
     """
 
     dtype: torch.dtype = torch.float64
@@ -54,6 +57,8 @@ class LoadOptions:
     head: str | None = None
     cutoff: float | None = None
     allow_short_range: bool = False
+    radial: str = "exact"
+    spline_error: float = 1e-9
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class TrainedModel:
         each call; its energy includes the long-range energy.
     original_description : says what that path is.
     script : turns the network into a ScriptModule.
+    radial : how the radial networks are evaluated, for the metadata: {"kind": "exact"}, or "spline" and its errors;
+        None if the architecture has no choice.
     inner_cutoff : Å, a shorter cutoff of some parts of the network (0: there is none): a check needs closer atoms then.
     latent : the columns that the network returns in place of ``charge [N, n_q]`` where it has latent variables beyond
         charges; None: charges alone.
@@ -107,6 +114,7 @@ class TrainedModel:
     original_description: str
     notes: list[str] = field(default_factory=list)
     script: Callable[[torch.nn.Module], torch.jit.ScriptModule] = torch.jit.script
+    radial: dict | None = None
     inner_cutoff: float = 0.0
     latent: LatentLayout | None = None
 

@@ -412,6 +412,8 @@ class TrainingConfiguration:
             raise ConfigurationError("training.guess_charges and charge_restraint need model.charges: true")
         if self.training.guess_charges and self.model.architecture != "cace":
             raise ConfigurationError("training.guess_charges needs model.architecture: cace")
+        if self.training.guess_charges and self.model.fixed_charges is not None:
+            raise ConfigurationError("training.guess_charges and model.fixed_charges are two first guesses: give one")
         if self.training.trains_on_stress and self.data.stress_key is None:
             raise ConfigurationError(
                 "training.stress_weight needs data.stress_key, data.stress_unit and data.stress_sign"

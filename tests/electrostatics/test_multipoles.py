@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.special import erf
 
+from les_md import Les
 from les_md.electrostatics import LatentEwald, LongRangeParameters
 from les_md.electrostatics.latent_layout import LatentLayout
 from les_md.electrostatics.multipole_ewald import MultipoleEwald
@@ -332,6 +333,37 @@ def test_response_is_that_of_a_small_change():
     assert float(difference) == pytest.approx(-0.5 * float(answer), rel=1e-11)
     both = permanent(positions, sources + induced, plan)[1]
     torch.testing.assert_close(module(positions, latent, plan)[1][:, :4], both, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("remove_self_interaction", [True, False])
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_agrees_with_the_module_for_training(kind, remove_self_interaction):
+    """``les_md.Les``: other code for the same energy."""
+    layout, positions = LAYOUTS[kind], atoms()
+    latent = random_latent(9, layout)
+    q, u, quadrupoles, kappa, alpha = (torch.tensor(part) for part in split(latent.numpy(), layout))
+    given = {"latent_charges": q}
+    for name, part, there in (
+        ("latent_dipoles", u, layout.dipoles), ("latent_quadrupoles", quadrupoles, layout.quadrupoles),
+        ("latent_kappas", kappa, layout.kappas), ("latent_alphas", alpha, layout.alphas),
+    ):  # fmt: skip
+        if there:
+            given[name] = part
+    les = Les(remove_self_interaction=remove_self_interaction)
+    module = MultipoleEwald(LongRangeParameters(remove_self_interaction=remove_self_interaction), layout)
+    for cell in (CELL, ISOLATED):
+        theirs = les(positions, cell[None], **given)
+        assert float(module.energy(positions, latent, cell)) == pytest.approx(float(theirs["E_lr"]), rel=1e-11)
+        if layout.responds:
+            plan = module.direct_plan(cell)
+            field, _strain = module.solve(module.spread(positions, latent, plan), 2, plan)
+            _density, state = module.spread_induced(field, positions, latent, plan)
+            if layout.kappas:
+                induced = module.total_charges(latent, state) - q
+                torch.testing.assert_close(induced, theirs["induced_charges"], rtol=1e-10, atol=1e-10)
+            if layout.alphas:
+                induced = module.total_dipoles(latent, state) - u.sum(1)
+                torch.testing.assert_close(induced, theirs["induced_dipoles"].sum(1), rtol=1e-10, atol=1e-10)
 
 
 def test_mesh_of_an_isolated_system_is_refused():

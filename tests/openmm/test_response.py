@@ -290,6 +290,34 @@ def test_minimisation(platform, models):
 
 
 class TestWrongInput:
+    @pytest.mark.parametrize("make", [cubic_water, cluster])
+    def test_positions_that_are_not_finite(self, make, models, les_force):
+        """An error, and the Context goes on."""
+        atoms = make()
+        force = les_force(models["one channel"], atoms, electric_field=VOLT_PER_NANOMETER * FIELD)
+        context = make_context(make_system(atoms, force), atoms)
+        expected = evaluate(context)
+        positions = atoms.positions / NANOMETER
+        positions[3, 1] = np.nan
+        context.setPositions(positions)
+        with pytest.raises(openmm.OpenMMException, match="finite"):
+            evaluate(context)
+        context.setPositions(atoms.positions / NANOMETER)
+        assert_same(evaluate(context), expected, 1e-12)
+
+    def test_missing_box(self, models, backend):
+        atoms = cubic_water()
+        force = LESForce(
+            loaded(models["one channel"]),
+            topology_of(atoms),
+            backend=backend,
+            electric_field=VOLT_PER_NANOMETER * FIELD,
+        )
+        system = make_system(atoms, force)
+        system.setDefaultPeriodicBoxVectors(*(2.0 * np.eye(3)))
+        with pytest.raises(openmm.OpenMMException, match="the System still has OpenMM's default box"):
+            evaluate(make_context(system, atoms))
+
     @pytest.mark.parametrize(
         ("field", "error"),
         [

@@ -367,7 +367,7 @@ class TestModelFile:
 
     @pytest.mark.parametrize(
         ("version", "message"),
-        [(5, "update les_md, or export the checkpoint again"), (1, "export the checkpoint again")],
+        [(6, "update les_md, or export the checkpoint again"), (1, "export the checkpoint again")],
     )
     def test_other_format(self, version, message, models, tmp_path, backend):
         path = tmp_path / "other.pt"

@@ -9,22 +9,25 @@ import numpy as np
 import pytest
 import torch
 
+from les_md import LESCalculator
 from les_md.architectures.cace import load as load_cace
 from les_md.architectures.cace import native_checkpoint
 from les_md.architectures.registry import LoadOptions, UnsupportedModelError
 from les_md.electrostatics import LongRangeParameters
 from les_md.les import Les
 from les_md.training.configuration import ConfigurationError, LossWeights, TrainingSection
-from les_md.training.configuration_file import parse_configuration
+from les_md.training.configuration_file import parse_configuration, read_configuration
 from les_md.training.dataset import reference_energies
 from les_md.training.deviations import batch_loss, deviations_of
 from les_md.training.energy_model import EnergyModel
 from les_md.training.les_arguments import les_of_arguments
 from les_md.training.networks import initial_network
 from les_md.training.trainer import Trainer
-from tests.training.ionic_crystals import crystal
+from les_md.training.training_run import train
+from tests.training.ionic_crystals import crystal, write_crystals
 from tests.training.test_configuration import changed
 from tests.training.test_stress import CONFIGURATION, LATENT, frames, model
+from tests.training.test_training_run import settings, write
 
 
 @pytest.mark.parametrize("kinds", [LATENT, {"dipoles": True}, {"quadrupoles": True}, {"kappas": True}], ids=str)
@@ -129,6 +132,32 @@ def test_configuration_file():
         section.network((1, 6, 8), 20.0)
     with pytest.raises(ConfigurationError, match=r"model.fixed_charges: O is not an element of the model"):
         section.network((1,), 20.0)
+
+
+def test_fixed_and_guessed_charges_exclude_each_other():
+    text = changed("cutoff: 4.5", "cutoff: 4.5\n  fixed_charges: {H: 0.4, O: -0.8}")
+    with pytest.raises(ConfigurationError, match=r"guess_charges and model.fixed_charges are two first guesses"):
+        parse_configuration(text.replace("epochs: 20", "epochs: 20\n  guess_charges: true"), "c.yaml")
+
+
+def test_les_train_ends_with_an_exported_model_and_a_card(tmp_path):
+    write_crystals(tmp_path / "data.xyz", 12)
+    values = settings(model={**LATENT, "fixed_charges": {"Na": 0.6, "Cl": -0.6}}, training={"epochs": 3})
+    output = train(read_configuration(write(tmp_path, values)), tmp_path)
+    loaded = load_cace(torch.load(output.weights, weights_only=True), options=LoadOptions())
+    assert loaded.latent.num_columns == 12
+    calculator = LESCalculator(output.model, kspace="ewald")
+    model = EnergyModel(loaded.network, loaded.reference_energies, loaded.long_range)
+    for atoms, frame in zip((crystal(seed) for seed in (1, 2, 4)), frames(), strict=True):
+        calculator.calculate(atoms)
+        energy, forces = model(frame, differentiable=False)
+        assert calculator.results["energy"] == pytest.approx(float(energy.detach()), rel=1e-11)
+        np.testing.assert_allclose(calculator.results["forces"], forces.numpy(), rtol=0, atol=1e-10)
+    card = output.card.read_text(encoding="utf-8")
+    assert (
+        "1 charge(s) an atom on top of fixed ones (Na +0.6, Cl -0.6), latent dipoles, quadrupoles, softness κ (induced "
+        "charges), polarisability α (induced dipoles); mean charges" in card
+    )
 
 
 @pytest.mark.parametrize(
