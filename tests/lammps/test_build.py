@@ -353,3 +353,12 @@ def test_cmake_build_configures(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LAMMPS version 20250722, sizes SMALLBIG" in done.stdout
+
+
+@pytest.mark.parametrize("source", plugin_build.SOURCES)
+def test_sources_compile_without_a_warning(source, tmp_path):
+    """Warnings as errors; the headers of LAMMPS, MPI and PyTorch are system headers, whose own do not count."""
+    command = plugin_build.find_toolchain().compile_command(les_md.lammps.source_directory() / source, tmp_path / "o")
+    flags = ["-fsyntax-only", "-Wall", "-Wextra", "-Wnon-virtual-dtor", "-Werror"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
