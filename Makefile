@@ -2,8 +2,10 @@
 # make test-nequip: the tests of NequIP and Allegro models, in an environment of its own (their e3nn is not mace-torch's);
 # then what was exported there in all engines of the main environment.
 # make docs: the documentation as a site in build/site; warnings are errors.
+# make bench MODEL=...: the benchmarks of a step with a MACE-LES checkpoint, tables and a figure into benchmark_results/.
 # make test-torchforce: the OpenMM tests with openmm-torch too, in an environment of its own (its wheels need torch 2.9).
 PYTHON ?= python3.11
+MODEL ?= ../shared/models/maceles_water_nl1_l0.model
 VENV := .venv
 BIN := $(VENV)/bin
 TORCHFORCE := .venv-torchforce
@@ -11,7 +13,7 @@ NEQUIP := .venv-nequip
 # Two threads are what the examples and the record in docs/performance.md use; set OMP_NUM_THREADS for more.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: install install-nequip install-torchforce test test-nequip test-torchforce demo docs lint clean
+.PHONY: install install-nequip install-torchforce test test-nequip test-torchforce demo bench docs lint clean
 
 install: $(VENV)/.installed
 
@@ -59,5 +61,13 @@ docs: install
 demo: install
 	$(BIN)/python examples/bulk_water/run.py
 
+bench: install
+	@test -f "$(MODEL)" || { echo "usage: make bench MODEL=<checkpoint of a MACE-LES model>"; exit 1; }
+	mkdir -p benchmark_results
+	$(BIN)/python benchmarks/compare_upstream.py --model $(MODEL) --output benchmark_results
+	$(BIN)/python benchmarks/step_time.py --model water_rpbe_d3 --model $(MODEL) --threads 1 > benchmark_results/step_time.txt
+	$(BIN)/python benchmarks/electrostatics.py --threads 1 > benchmark_results/electrostatics.txt
+	cat benchmark_results/step_time.txt benchmark_results/electrostatics.txt
+
 clean:
-	rm -rf $(VENV) $(NEQUIP) $(TORCHFORCE) build *.egg-info examples/*/output
+	rm -rf benchmark_results $(VENV) $(NEQUIP) $(TORCHFORCE) build *.egg-info examples/*/output
