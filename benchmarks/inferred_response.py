@@ -372,8 +372,7 @@ def organics(options: argparse.Namespace) -> dict:
 
 def salt(options: argparse.Namespace) -> dict:
     """Figure and results of the molten salt; needs OpenMM."""
-    from les_md.training.chgnet_ionic import structures
-    from les_md.training.molten_salt import CHARGES, trajectory
+    from les_md.training.molten_salt import CHARGES, structures, trajectory
 
     labelled = structures("test") if options.frames is None else trajectory(11, options.frames)
     with tempfile.TemporaryDirectory() as temporary:

@@ -22,6 +22,7 @@ from les_md.architectures import LoadOptions, TrainedModel, find_architecture
 from les_md.check_structures import check_structures
 from les_md.checkpoint import FOLDER_FILES, read_checkpoint
 from les_md.electronegativity import ELECTRONEGATIVITY
+from les_md.electrostatics.latent_layout import LatentLayout
 from les_md.models import resolve_checkpoint
 from les_md.multipole_potential import MultipolePotential
 from les_md.potential import FORMAT_VERSION, MULTIPOLE_FORMAT_VERSION, LESPotential
@@ -135,7 +136,7 @@ def export(
         "receptive_field": model.num_layers * model.cutoff,
         "dtype": dtype,
         "n_q": model.num_charges,
-        "latent": model.latent.to_dict(),
+        "latent": _layout(model).to_dict(),
         "long_range": None if model.long_range is None else {**model.long_range.to_dict(), "charge_sign": sign},
         "mean_charges": mean_charges,
         "radial": model.radial,
@@ -150,15 +151,19 @@ def export(
     return ExportReport(output, metadata, list(model.notes))
 
 
+def _layout(model: TrainedModel) -> LatentLayout:
+    return model.latent or LatentLayout(model.num_charges)
+
+
 def _beyond_charges(model: TrainedModel) -> bool:
     """Whether there are latent variables other than charges."""
-    return model.latent.has_multipoles or model.latent.responds
+    return _layout(model).has_multipoles or _layout(model).responds
 
 
 def _potential(model: TrainedModel, dtype: str, sign: float) -> LESPotential:
     network = model.script(model.network.to(getattr(torch, dtype)).eval())
-    if _beyond_charges(model):
-        return MultipolePotential(network, model.reference_energies, model.long_range, model.latent, sign)
+    if model.long_range is not None and _beyond_charges(model):
+        return MultipolePotential(network, model.reference_energies, model.long_range, _layout(model), sign)
     return LESPotential(
         network, model.reference_energies, model.long_range, model.num_charges, sign, is_local=model.num_layers == 1
     )

@@ -130,8 +130,12 @@ def _with_labels(atoms: ase.Atoms, energy: float, forces: np.ndarray) -> ase.Ato
     return atoms
 
 
+def structures(part: str) -> list[ase.Atoms]:
+    """Labelled structures of one of ``PARTS``, the same at every call."""
+    return [atoms for seed, frames in PARTS[part] for atoms in trajectory(seed, frames)]
+
+
 def write_parts(out: Path) -> None:
     """Make the structures and their labels and write ``train.xyz``, ``validation.xyz`` and ``test.xyz``."""
-    for part, trajectories in PARTS.items():
-        structures = [atoms for seed, frames in trajectories for atoms in trajectory(seed, frames)]
-        ase.io.write(out / f"{part}.xyz", structures, format="extxyz")
+    for part in PARTS:
+        ase.io.write(out / f"{part}.xyz", structures(part), format="extxyz")
