@@ -9,8 +9,8 @@ from les_md import __version__
 from les_md.analysis.commands import add_commands as add_analysis_commands
 
 
-def export_main(arguments: list[str] | None = None) -> int:
-    """``les-export CHECKPOINT``: export a trained checkpoint and print what was done."""
+def export_parser() -> argparse.ArgumentParser:
+    """The options of ``les-export``."""
     parser = argparse.ArgumentParser(
         prog="les-export",
         description="Export a trained LES checkpoint to one TorchScript file for LAMMPS, OpenMM and ASE. The file is "
@@ -56,17 +56,21 @@ def export_main(arguments: list[str] | None = None) -> int:
         help="radial networks (of MACE) as they are (default), or as splines of the distance, somewhat faster; their "
         "error is recorded, and refused beyond 1e-6",
     )
-    options = parser.parse_args(arguments)
-    return _run(_export, options)
+    return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """``les-md``: exported files, bundled models, the LAMMPS plugin, what works here, spectra, dielectric constants."""
+def export_main(arguments: list[str] | None = None) -> int:
+    """``les-export CHECKPOINT``: export a trained checkpoint and print what was done."""
+    return _run(_export, export_parser().parse_args(arguments))
+
+
+def main_parser() -> argparse.ArgumentParser:
+    """The commands of ``les-md`` and their options."""
     parser = argparse.ArgumentParser(prog="les-md", description="Long-range machine-learning potentials in MD.")
-    parser.add_argument("--version", action="version", version=f"les_md {__version__}")
+    parser.add_argument("--version", action="version", version=f"les_md {__version__}", help="print the version")
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="print what an exported file holds")
-    info.add_argument("file")
+    info.add_argument("file", help="written by les-export")
     info.add_argument("--json", action="store_true", help="print the metadata as JSON")
     info.set_defaults(function=_info)
     models = commands.add_parser("models", help="list the bundled models")
@@ -80,7 +84,12 @@ def main(arguments: list[str] | None = None) -> int:
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(function=_doctor)
     add_analysis_commands(commands)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``les-md``: exported files, bundled models, the LAMMPS plugin, what works here, spectra, dielectric constants."""
+    options = main_parser().parse_args(arguments)
     return _run(options.function, options)
 
 

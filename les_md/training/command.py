@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from les_md.training.training_run import Preparation
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """``les-train CONFIG.yaml``: train a native model and export it."""
+def argument_parser() -> argparse.ArgumentParser:
+    """The options of ``les-train``."""
     parser = argparse.ArgumentParser(
         prog="les-train",
         description="Train a native CACE-LES or CHGNet-LES model on energies, forces and stresses, and export it for "
@@ -27,6 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     going_on = parser.add_mutually_exclusive_group()
     going_on.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     going_on.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``les-train CONFIG.yaml``: train a native model and export it."""
+    parser = argument_parser()
     options = parser.parse_args(arguments)
     if options.template:
         print(files("les_md.training").joinpath("template.yaml").read_text(encoding="utf-8"), end="")

@@ -80,7 +80,8 @@ def write_data(name: str, data: Path | None, out: Path) -> None:
         {"water_rpbe_d3": water, "organics_wb97m": organics}[name].write_parts(data, out)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def argument_parser() -> argparse.ArgumentParser:
+    """The options of ``python -m les_md.training.recipes``."""
     parser = argparse.ArgumentParser(
         prog="python -m les_md.training.recipes", description="Train a bundled model anew, with les-train."
     )
@@ -94,6 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--epochs", type=int, help="of a shorter training")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argument_parser()
     options = parser.parse_args(arguments)
     if (options.data is None) != (DATA[options.name] is None):
         parser.error(f"--data is {DATA[options.name] or f'not needed for {options.name}, whose data are made'}")

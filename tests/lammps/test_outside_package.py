@@ -1,21 +1,20 @@
-"""An architecture of another package, installed by pip: exported by les-export, run in LAMMPS."""
+"""The tutorial of an architecture of another package, installed by pip: trained, exported, run in all engines."""
 
-import importlib.util
-import os
+import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
-import torch
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from les_md import LESCalculator
 from les_md.architectures import architectures
-from tests.lammps.conftest import lmp, water, write_data
+from tests.lammps.conftest import lmp, water, write_data, write_model
+from tests.pages import DOCS, run_page, thermo
 
-PACKAGE = Path(__file__).resolve().parents[1] / "architectures" / "outside_package"
+TUTORIAL = DOCS / "tutorials" / "own_architecture.md"
 KJ_PER_MOL = 1.602176634e-19 * 6.02214076e23 / 1000.0  # per eV
 INPUT = """
 units metal
@@ -32,45 +31,26 @@ run 0
 """
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """Where the package is installed: a folder of its own, on the path of those who shall see it."""
-    folder = tmp_path_factory.mktemp("outside")
-    # setuptools writes beside the sources.
-    for file in ("pyproject.toml", "les_behler.py"):
-        (folder / "source").mkdir(exist_ok=True)
-        (folder / "source" / file).write_text((PACKAGE / file).read_text())
-    options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--target", str(folder / "site")]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(folder / "source")], check=True, timeout=300)
-    return folder / "site"
-
-
-def write_checkpoint(site: Path, path: Path) -> None:
-    """Random weights."""
-    specification = importlib.util.spec_from_file_location("les_behler", site / "les_behler.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    torch.manual_seed(4)
-    network = module.Behler(2, 4.5, 1.5, torch.linspace(0.8, 4.0, 8)).double()
-    checkpoint = {
-        "behler": {"cutoff": 4.5, "width": 1.5},
-        "atomic_numbers": torch.tensor([1, 8]),
-        "reference_energies": torch.tensor([-13.6, -2041.8]),
-        "weights": network.state_dict(),
-    }
-    torch.save(checkpoint, path)
-
-
-def test_package_installed_by_pip(site, plugin, tmp_path):
-    write_checkpoint(site, tmp_path / "behler.pth")
-    export = [str(Path(sys.executable).parent / "les-export"), "behler.pth", "-o", "behler.pt", "--dtype", "float64"]
-    # Without the package nobody knows what the checkpoint is; with it, nothing in les_md has to change.
-    alone = subprocess.run(export, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert alone.returncode != 0
-    assert not (tmp_path / "behler.pt").exists()
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run(export, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_tutorial(plugin, tmp_path):
+    folder, site = tmp_path / "page", tmp_path / "site"
+    folder.mkdir()
+    frames = [water((2, 2, 2)) for _ in range(2)]
+    teacher = LESCalculator(write_model(tmp_path / "teacher.pt", softness=10.0))
+    for seed, frame in enumerate(frames):
+        frame.rattle(0.05, seed=seed)
+        frame.calc = teacher
+        frame.calc = SinglePointCalculator(frame, energy=frame.get_potential_energy(), forces=frame.get_forces())
+    ase.io.write(folder / "train.xyz", frames)
+    # pip installs into a folder of its own, on the path of those who shall see it, and asks nobody for packages.
+    pip = {"PIP_TARGET": str(site), "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PYTHONPATH": str(site)}
+    printed = run_page(TUTORIAL, folder, {"range(100)": "range(3)"}, **pip)
+    losses = [float(line.split()[1]) for line in re.findall(r"^\d \S+$", printed, re.M)]
+    assert len(losses) == 3
+    assert losses[2] < losses[0]
+    one, two = thermo(folder / "log.lammps"), thermo(folder / "log.two")
+    assert len(one) == 5
+    np.testing.assert_allclose(two, one, rtol=1e-6)
+    shutil.move(folder / "behler.pt", tmp_path)
     # The exported file stands alone: it runs after the package is gone, in an architecture that nobody here knows.
     shutil.rmtree(site)
     assert "les_behler" not in sys.modules
