@@ -161,11 +161,13 @@ def _beyond_charges(model: TrainedModel) -> bool:
 
 
 def _potential(model: TrainedModel, dtype: str, sign: float) -> LESPotential:
-    network = model.script(model.network.to(getattr(torch, dtype)).eval())
+    network = model.network.to(getattr(torch, dtype)).eval()
+    evaluation = None if model.evaluation is None else model.evaluation(network)
+    network = model.script(network)
     if model.long_range is not None and _beyond_charges(model):
         return MultipolePotential(network, model.reference_energies, model.long_range, _layout(model), sign)
     return LESPotential(
-        network, model.reference_energies, model.long_range, model.num_charges, sign, is_local=model.num_layers == 1
+        network, model.reference_energies, model.long_range, model.num_charges, sign, model.num_layers == 1, evaluation
     )
 
 

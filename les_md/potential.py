@@ -53,6 +53,8 @@ class LESPotential(torch.nn.Module):
     charge_sign : +1 or −1, the overall sign of the charges, which the energy leaves open.
     is_local : whether energy and charges of an atom depend on the edges from that atom alone, as without message
         passing. Born charges then take one backward pass.
+    evaluation : of the network, where it is not to be differentiated automatically (see
+        ``architectures.registry.TrainedModel``).
     """
 
     def __init__(
@@ -63,12 +65,15 @@ class LESPotential(torch.nn.Module):
         num_charges: int,
         charge_sign: float = 1.0,
         is_local: bool = False,
+        evaluation: Optional[torch.nn.Module] = None,  # noqa: UP045
     ) -> None:
         super().__init__()
         if (long_range is None) != (num_charges == 0):
             raise ValueError("a model has long-range parameters if and only if it has charges")
         self.network = network
-        self.evaluation = LayeredEvaluation(network) if hasattr(network, "layer") else WholeEvaluation(network)
+        if evaluation is None:
+            evaluation = LayeredEvaluation(network) if hasattr(network, "layer") else WholeEvaluation(network)
+        self.evaluation = evaluation
         self.register_buffer("reference_energies", reference_energies.to(torch.float64))
         self.has_long_range: bool = long_range is not None
         self.long_range = LatentEwald(long_range or LongRangeParameters())

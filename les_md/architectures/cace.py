@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from les_md.architectures.cace_evaluation import CACEEvaluation, can_evaluate
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.architectures.cace_readout import Readout
 from les_md.architectures.direct_evaluation import DirectEvaluation
@@ -81,6 +82,7 @@ def load(checkpoint: Any, *, options: LoadOptions) -> TrainedModel:
         ),
         original_description=_ORIGINAL,
         latent=configuration.latent,
+        evaluation=CACEEvaluation if can_evaluate(network) else None,
     )
 
 

@@ -98,6 +98,8 @@ class TrainedModel:
     inner_cutoff : Å, a shorter cutoff of some parts of the network (0: there is none): a check needs closer atoms then.
     latent : the columns that the network returns in place of ``charge [N, n_q]`` where it has latent variables beyond
         charges; None: charges alone.
+    evaluation : makes of the network, in its final dtype, a module with the methods of
+        ``layered_evaluation.WholeEvaluation``, which knows its derivative; None: automatic differentiation.
 
     Raises ValueError if ``latent`` has not ``num_charges`` charges.
     """
@@ -117,6 +119,7 @@ class TrainedModel:
     radial: dict | None = None
     inner_cutoff: float = 0.0
     latent: LatentLayout | None = None
+    evaluation: Callable[[torch.nn.Module], torch.nn.Module] | None = None
 
     def __post_init__(self) -> None:
         if self.latent is None:
