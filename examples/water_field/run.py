@@ -65,13 +65,14 @@ def last_step(data: Path) -> int:
         return int(re.search(r"timestep = (\d+)", file.readline())[1])
 
 
-def run_lammps(model: Path, data: Path, field: float, first: int, steps: int, folder: Path) -> bool:
-    """One run of ``in.water_field`` in a folder of its own; whether it succeeded."""
+def run_lammps(model: Path, data: Path, field: float, first: int, steps: int, folder: Path, **others) -> bool:
+    """One run of ``in.water_field``, with ``others`` of its variables, in its own folder; whether it succeeded."""
     folder.mkdir(exist_ok=True)
     log = folder / f"log_{first}.lammps"
     print(f"running LAMMPS, {field:g} V/Å, {steps} steps; its output goes to {log}", flush=True)
     command = [str(Path(sys.executable).parent / "lmp"), "-in", str(HERE / "in.water_field"), "-log", str(log)]
     variables = {"model": model, "data": data, "field": field, "first": first, "steps": steps, "output": folder}
+    variables |= others
     for name, value in variables.items():
         command += ["-var", name, str(value)]
     if subprocess.run([*command, "-screen", "none"], check=False).returncode != 0:
