@@ -68,6 +68,9 @@ bench: install
 	$(BIN)/python benchmarks/step_time.py --model water_rpbe_d3 --model $(MODEL) --threads 1 > benchmark_results/step_time.txt
 	$(BIN)/python benchmarks/electrostatics.py --threads 1 > benchmark_results/electrostatics.txt
 	cat benchmark_results/step_time.txt benchmark_results/electrostatics.txt
+	@if $(BIN)/python -c "import torchpme" 2> /dev/null; then \
+		$(BIN)/python benchmarks/compare_torch_pme.py --threads 1 | tee benchmark_results/torch_pme.txt; \
+	else echo "no comparison with torch-pme, which is not installed ($(BIN)/python -m pip install torch-pme)"; fi
 
 clean:
 	rm -rf benchmark_results $(VENV) $(NEQUIP) $(TORCHFORCE) build *.egg-info examples/*/output

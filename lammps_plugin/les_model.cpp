@@ -8,6 +8,8 @@
 #include <torch/cuda.h>
 #include <torch/script.h>
 
+#include "mesh_operators.h"
+
 #include "json.h"    // nlohmann's JSON class as LAMMPS ships it
 
 #include <algorithm>
@@ -64,6 +66,12 @@ struct LESModel::Script {
   }
 
   Tensor plan_entry(const char *key) { return plan.toGenericDict().at(key).toTensor(); }
+
+  // "spread" and "gather" of the plan, through the compiled operators or as a whole in the file
+  bool compiled = false;
+  Tensor spread(const Tensor &positions, const Tensor &charges);
+  c10::intrusive_ptr<c10::ivalue::Tuple> gather(const torch::jit::IValue &field, const Tensor &positions,
+                                                const Tensor &charges);
 };
 
 namespace {
@@ -206,6 +214,49 @@ void keep_freed_memory()
 
 }    // namespace
 
+static MeshWindow window_of(const Tensor &polynomials)
+{
+  return {polynomials.const_data_ptr<double>(), polynomials.size(0) - 1, polynomials.size(1) / 2};
+}
+
+static constexpr const char *outside = "a charge is not on the mesh of the long-range sum";
+
+Tensor LESModel::Script::spread(const Tensor &positions, const Tensor &charges)
+{
+  if (!compiled) return call("spread", {positions, charges, plan}).toTensor();
+  const auto located = call("mesh_coordinates", {positions, plan}).toTuple();
+  const Tensor coordinates = located->elements()[0].toTensor().contiguous(), sources = charges.contiguous();
+  const auto shape = located->elements()[1].toIntVector();
+  const Tensor polynomials = plan_entry("polynomials").contiguous();
+  const Tensor mesh = torch::zeros({sources.size(1), shape.at(0), shape.at(1), shape.at(2)}, sources.options());
+  const bool inside =
+      spread_on_mesh(window_of(polynomials), {shape[0], shape[1], shape[2]}, sources.size(0), sources.size(1),
+                     coordinates.const_data_ptr<double>(), sources.const_data_ptr<double>(),
+                     mesh.mutable_data_ptr<double>(), at::get_num_threads());
+  TORCH_CHECK(inside, outside);
+  return call("density_of_mesh", {mesh, positions, charges, plan}).toTensor();
+}
+
+c10::intrusive_ptr<c10::ivalue::Tuple> LESModel::Script::gather(const torch::jit::IValue &field,
+                                                                const Tensor &positions, const Tensor &charges)
+{
+  if (!compiled) return call("gather", {field, positions, charges, plan}).toTuple();
+  const auto located = call("mesh_coordinates", {positions, plan}).toTuple();
+  const Tensor coordinates = located->elements()[0].toTensor().contiguous();
+  const Tensor mesh = call("mesh_of_field", {field, plan}).toTensor().contiguous();
+  const Tensor polynomials = plan_entry("polynomials").contiguous();
+  const int64_t atoms = charges.size(0), channels = charges.size(1);
+  const Tensor values = torch::empty({atoms, channels}, charges.options());
+  const Tensor derivatives = torch::empty({atoms, channels, 3}, charges.options());
+  const bool inside =
+      gather_from_mesh(window_of(polynomials), {mesh.size(1), mesh.size(2), mesh.size(3)}, atoms, channels,
+                       coordinates.const_data_ptr<double>(), mesh.const_data_ptr<double>(),
+                       values.mutable_data_ptr<double>(), derivatives.mutable_data_ptr<double>(),
+                       at::get_num_threads());
+  TORCH_CHECK(inside, outside);
+  return call("gather_from_values", {values, derivatives, field, positions, charges, plan}).toTuple();
+}
+
 LESModel::~LESModel() = default;
 
 LESModel::LESModel(const std::string &path, const std::string &device) : script_(std::make_unique<Script>())
@@ -261,6 +312,11 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
     if (!script_->module.find_method(method))
       throw std::runtime_error("'" + path + "' is damaged: the model has no method " + method);
 
+  const char *const parts[] = {"mesh_coordinates", "density_of_mesh", "mesh_of_field", "gather_from_values"};
+  info_.mesh_parts = info_.long_range && !info_.multipoles &&
+      std::all_of(std::begin(parts), std::end(parts),
+                  [&](const char *part) { return script_->module.find_method(part).has_value(); });
+
   script_->module.eval();
   for (auto parameter : script_->module.parameters()) parameter.requires_grad_(false);
   script_->module.to(script_->device);
@@ -276,6 +332,12 @@ void LESModel::move_to(const std::string &device)
 {
   script_->device = parse_device(device);
   script_->module.to(script_->device);
+  planned_ = false;
+}
+
+void LESModel::use_operators(bool compiled)
+{
+  operators_wanted_ = compiled;
   planned_ = false;
 }
 
@@ -295,7 +357,10 @@ void LESModel::plan(const PlanRequest &request)
                                            Script::matrix(request.bounds.data(), 2, device), request.atoms,
                                            request.kspace, request.accuracy, request.slab});
     script_->cell = cell;
-    density_is_list_ = script_->plan_entry("solver").item<int64_t>() == 2;
+    const auto solver = script_->plan_entry("solver").item<int64_t>();
+    density_is_list_ = solver == 2;
+    script_->compiled = operators_wanted_ && info_.mesh_parts && device.is_cpu() && (solver == 1 || solver == 3) &&
+        script_->plan_entry("polynomials").size(1) <= 2 * MeshWindow::most_points;
   });
   request_ = request;
   planned_ = true;
@@ -306,6 +371,7 @@ std::string LESModel::describe_plan()
   if (!info_.long_range) return "short range only";
   std::string text;
   guarded([&] { text = script_->call("describe", {script_->plan}).toStringRef(); });
+  if (script_->compiled) text += ", compiled operators";
   return text;
 }
 
@@ -405,7 +471,7 @@ void LESModel::forward(const Graph &graph, const ResponseRequest &request)
     if (info_.long_range) {
       const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
       const Tensor positions = view(graph.positions, {own, 3}).to(device);
-      copy_out(script_->call("spread", {positions, script_->charge, script_->plan}).toTensor(), density_);
+      copy_out(script_->spread(positions, script_->charge), density_);
       script_->total_charge = script_->charge;
       script_->induced = c10::List<Tensor>();
       if (info_.multipoles) script_->total_charge = script_->charge.narrow(1, 0, info_.n_q);
@@ -509,10 +575,10 @@ void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseReque
       if (own > 0) {
         const Tensor &q = script_->charge;
         const Tensor positions = view(graph.positions, {own, 3}).to(device);
-        std::vector<torch::jit::IValue> arguments{solved->elements()[0], positions, q, script_->plan};
-        if (info_.responds) arguments.push_back(script_->induced);
-        const auto gathered =
-            script_->call(info_.responds ? "gather_induced" : "gather", std::move(arguments)).toTuple();
+        const auto &solution = solved->elements()[0];
+        const auto gathered = info_.responds
+            ? script_->call("gather_induced", {solution, positions, q, script_->plan, script_->induced}).toTuple()
+            : script_->gather(solution, positions, q);
         potential = gathered->elements()[0].toTensor();
         const Tensor energies = info_.multipoles ? script_->call("long_range_energies", {q, potential}).toTensor()
                                                  : (q * potential).sum(1) * 0.5;

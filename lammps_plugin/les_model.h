@@ -25,6 +25,7 @@ struct ModelInfo {
   std::string latent;         // the latent variables in words
   bool long_range = false;
   bool response = false;    // the file offers Born charges to several processes
+  bool mesh_parts = false;    // the file offers what is around the operators of mesh_operators.h
 };
 
 // What the long-range sum needs to know of the system, all processes together.
@@ -94,6 +95,10 @@ class LESModel {
   std::string device() const;
   void move_to(const std::string &device);
 
+  // Whether plans that follow use the compiled operators of the mesh: on the CPU, where the file allows it. Otherwise,
+  // the mesh's loops are those in the file; results differ by rounding.
+  void use_operators(bool compiled);
+
   // How the long-range sum is done from now on. The same request as the last one costs nothing.
   void plan(const PlanRequest &request);
   // The plan in words.
@@ -132,6 +137,7 @@ class LESModel {
   PlanRequest request_;
   bool planned_ = false;
   bool density_is_list_ = false;
+  bool operators_wanted_ = true;
   std::vector<double> density_, response_sums_;
   std::vector<int64_t> block_node_;    // node of a block for each node of the graph, -1 between uses
 };

@@ -31,7 +31,7 @@ using namespace LAMMPS_NS;
 
 PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
     Pair(lmp), device_("cpu"), threads_(0), write_charges_(false), kspace_("auto"), accuracy_(1e-5), slab_(false),
-    fixed_kset_(false), current_every_(0), sum_rule_(false), ghost_cutoff_(0.0), with_ghost_neighbors_(false),
+    fixed_kset_(false), compiled_operators_(true), current_every_(0), sum_rule_(false), ghost_cutoff_(0.0), with_ghost_neighbors_(false),
     graph_(lmp), mapped_step_(-1), total_atoms_(0), kset_chosen_(false), kset_cell_{}, graph_reported_(false),
     current_step_(-1), current_time_(0.0), last_current_{}, polarisation_change_{}, warned_at_rest_(false), born_wanted_(0), born_step_(-1), graph_time_(0.0), reduction_time_(0.0), calls_(0)
 {
@@ -263,6 +263,7 @@ void PairMLIAPLES::settings(int narg, char **arg)
   kspace_ = "auto";
   accuracy_ = 1e-5;
   slab_ = fixed_kset_ = false;
+  compiled_operators_ = true;
   current_every_ = 0;
   field_text_.clear();
   sum_rule_ = false;
@@ -271,10 +272,10 @@ void PairMLIAPLES::settings(int narg, char **arg)
     const std::string keyword = arg[iarg];
     if (keyword != "device" && keyword != "threads" && keyword != "kspace" && keyword != "accuracy" &&
         keyword != "kset" && keyword != "slab" && keyword != "charges" && keyword != "current" &&
-        keyword != "efield" && keyword != "asr")
+        keyword != "efield" && keyword != "asr" && keyword != "operators")
       error->all(FLERR,
                  "Unknown pair_style mliap/les keyword '{}': known are kspace, accuracy, kset, slab, charges, current, "
-                 "efield, asr, threads, device",
+                 "efield, asr, operators, threads, device",
                  keyword);
     if (iarg + 1 >= narg) error->all(FLERR, "Pair_style mliap/les keyword '{}' needs a value", keyword);
     const std::string value = arg[iarg + 1];
@@ -294,6 +295,10 @@ void PairMLIAPLES::settings(int narg, char **arg)
       if (value != "follow" && value != "fixed")
         error->all(FLERR, "Unknown pair_style mliap/les kset '{}': give follow or fixed", value);
       fixed_kset_ = value == "fixed";
+    } else if (keyword == "operators") {
+      if (value != "compiled" && value != "file")
+        error->all(FLERR, "Unknown pair_style mliap/les operators '{}': give compiled or file", value);
+      compiled_operators_ = value == "compiled";
     } else if (keyword == "slab") {
       slab_ = utils::logical(FLERR, value, false, lmp) == 1;
     } else if (keyword == "current") {
@@ -316,6 +321,7 @@ void PairMLIAPLES::settings(int narg, char **arg)
   if (model_) {    // the same style named again: pair_coeff stays valid
     try {
       model_->move_to(device_);
+      model_->use_operators(compiled_operators_);
     } catch (const std::exception &failure) {
       problem = failure.what();
     }
@@ -341,6 +347,7 @@ void PairMLIAPLES::coeff(int narg, char **arg)
   } else {
     try {
       model_ = std::make_unique<les_md::LESModel>(path, device_);
+      model_->use_operators(compiled_operators_);
     } catch (const std::exception &failure) {
       problem = failure.what();
     }

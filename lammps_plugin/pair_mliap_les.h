@@ -73,7 +73,7 @@ class PairMLIAPLES : public Pair {
   bool write_charges_;
   std::string kspace_;
   double accuracy_;
-  bool slab_, fixed_kset_;
+  bool slab_, fixed_kset_, compiled_operators_;
   int current_every_;
   std::vector<std::string> field_text_;    // three numbers or v_names, or nothing
   bool sum_rule_;

@@ -24,6 +24,7 @@ from les_md.cache import cache_directory
 SOURCES = (
     "fix_mliap_les_current.cpp",
     "les_model.cpp",
+    "mesh_operators.cpp",
     "pair_mliap_les.cpp",
     "pair_mliap_les_response.cpp",
     "plugin.cpp",
@@ -32,6 +33,7 @@ SOURCES = (
 HEADERS = (
     "fix_mliap_les_current.h",
     "les_model.h",
+    "mesh_operators.h",
     "pair_mliap_les.h",
     "plugin_interface.h",
     "unique_atom_graph.h",
@@ -61,6 +63,10 @@ class Toolchain:
     lammps_stamp: str
     mpi_include: Path
 
+    def thread_options(self) -> tuple[str, ...]:
+        """OpenMP of GCC is that of PyTorch's wheels; Clang's may be missing, or a second one in the process."""
+        return () if "clang" in self.compiler_version else ("-fopenmp",)
+
     def compile_command(self, source: Path, target: Path) -> list[str]:
         torch_include = self.torch_directory / "include"
         includes = (
@@ -72,7 +78,8 @@ class Toolchain:
         return [
             *self.compiler,
             "-std=c++17",
-            "-O2",
+            "-O3",  # vectors in mesh_operators.cpp
+            *self.thread_options(),
             "-fPIC",
             "-fvisibility-inlines-hidden",
             f"-D_GLIBCXX_USE_CXX11_ABI={self.cxx11_abi}",
@@ -89,6 +96,7 @@ class Toolchain:
         libraries = self.torch_directory / "lib"
         return [
             *self.compiler,
+            *self.thread_options(),
             "-shared",
             "-o",
             str(target),

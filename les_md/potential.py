@@ -174,6 +174,40 @@ class LESPotential(torch.nn.Module):
         """See ``LatentEwald.gather``."""
         return self.long_range.gather(field, positions, charges, plan)
 
+    @torch.jit.export
+    def mesh_coordinates(self, positions: Tensor, plan: Dict[str, Tensor]) -> tuple[Tensor, List[int]]:  # noqa: UP006
+        """See ``LatentEwald.mesh_coordinates``. This and the next three are for engines with operators of their own."""
+        return self.long_range.mesh_coordinates(positions, plan)
+
+    @torch.jit.export
+    def density_of_mesh(
+        self,
+        mesh: Tensor,
+        positions: Tensor,
+        charges: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+    ) -> Tensor:
+        """See ``LatentEwald.density_of_mesh``."""
+        return self.long_range.density_of_mesh(mesh, positions, charges, plan)
+
+    @torch.jit.export
+    def mesh_of_field(self, field: Tensor, plan: Dict[str, Tensor]) -> Tensor:  # noqa: UP006
+        """See ``LatentEwald.mesh_of_field``."""
+        return self.long_range.mesh_of_field(field, self.num_charges, plan)
+
+    @torch.jit.export
+    def gather_from_values(
+        self,
+        values: Tensor,
+        derivatives: Tensor,
+        field: Tensor,
+        positions: Tensor,
+        charges: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``LatentEwald.gather_from_values``."""
+        return self.long_range.gather_from_values(values, derivatives, field, positions, charges, plan)
+
     def forward(
         self,
         edge_vectors: Tensor,

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from les_md.electrostatics.mesh import gather_from_mesh, spread_on_mesh, window_transform_inside
+from les_md.electrostatics.mesh import window_transform_inside
 
 
 def truncation_of_gaussian() -> float:
@@ -81,13 +81,6 @@ def _mirrored(kernel: Tensor, dim: int, points: int) -> Tensor:
     return torch.cat([kernel, zeros, mirror], dim=dim)
 
 
-def isolated_density(
-    positions: Tensor, charges: Tensor, origin: Tensor, spacing: float, shape: list[int], polynomials: Tensor
-) -> Tensor:
-    """Charges on the mesh, [n_q, shape_1, shape_2, shape_3]; raises if a charge has left the mesh."""
-    return spread_on_mesh(_coordinates(positions, origin, spacing, shape, polynomials), charges, shape, polynomials)
-
-
 def isolated_mesh_potential(density: Tensor, kernel: Tensor, doubled: list[int]) -> Tensor:
     """Convolution of the charges on the mesh with the kernel, like ``density``, in 1/Å."""
     transformed = torch.fft.rfftn(density, s=doubled, dim=[1, 2, 3]) * kernel
@@ -95,19 +88,9 @@ def isolated_mesh_potential(density: Tensor, kernel: Tensor, doubled: list[int])
     return potential[:, : density.size(1), : density.size(2), : density.size(3)].contiguous()
 
 
-def isolated_gather(
-    field: Tensor, positions: Tensor, origin: Tensor, spacing: float, polynomials: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Values [N, n_q] of a mesh potential at the charges and gradients [N, n_q, 3] per Å."""
-    shape = [field.size(1), field.size(2), field.size(3)]
-    coordinates = _coordinates(positions, origin, spacing, shape, polynomials)
-    values, derivatives = gather_from_mesh(field, coordinates, polynomials)
-    return values, derivatives / spacing
-
-
-def _coordinates(positions: Tensor, origin: Tensor, spacing: float, shape: list[int], polynomials: Tensor) -> Tensor:
+def isolated_coordinates(positions: Tensor, origin: Tensor, spacing: float, shape: list[int], order: int) -> Tensor:
+    """Positions in mesh spacings; raises if the window of ``order`` points of a charge has left the mesh."""
     coordinates = (positions - origin) / spacing
-    order = polynomials.size(1) // 2
     points = torch.tensor(shape, dtype=positions.dtype, device=positions.device)
     if bool(((coordinates < 0.5 * order) | (coordinates > points - 1.0 - 0.5 * order)).any()):
         raise RuntimeError("a charge has left the mesh of an isolated system: plan it anew with the present bounds")

@@ -8,7 +8,7 @@ twice). The module scripts, and is the ``long_range`` part of every exported fil
 from __future__ import annotations
 
 import math
-from typing import Dict  # noqa: UP035  (TorchScript knows only this)
+from typing import Dict, List  # noqa: UP035  (TorchScript knows only these)
 
 import torch
 from torch import Tensor
@@ -25,13 +25,21 @@ from les_md.electrostatics.ewald import (
 )
 from les_md.electrostatics.isolated import gaussian_self_potential, pair_potential
 from les_md.electrostatics.isolated_mesh import (
-    isolated_density,
-    isolated_gather,
+    isolated_coordinates,
     isolated_mesh_potential,
     pair_kernel,
     truncation_of_gaussian,
 )
-from les_md.electrostatics.mesh import mesh_potential, mesh_structure_factor, window_transform_inside
+from les_md.electrostatics.mesh import (
+    forces_on_mesh,
+    gather_from_mesh,
+    mesh_of_field,
+    padded_shape,
+    periodic_coordinates,
+    spread_on_mesh,
+    structure_factor_of_mesh,
+    window_transform_inside,
+)
 from les_md.electrostatics.mesh_window import ORDERS, OVERSAMPLINGS, polynomial_degree, window_table
 from les_md.electrostatics.parameters import LongRangeParameters
 from les_md.electrostatics.slab import slab_moments, slab_potential, slab_strain_derivative
@@ -324,26 +332,54 @@ class LatentEwald(torch.nn.Module):
         solver = int(plan["solver"].item())
         if solver == 2:
             return torch.cat([positions, charges], dim=1).reshape(-1)
-        if solver == 3:
-            return isolated_density(
-                positions,
-                charges,
-                plan["origin"],
-                float(plan["spacing"].item()),
-                three_integers(plan["shape"]),
-                plan["polynomials"],
-            ).reshape(-1)
+        if solver == 1 or solver == 3:
+            coordinates, shape = self.mesh_coordinates(positions, plan)
+            mesh = spread_on_mesh(coordinates, charges, shape, plan["polynomials"])
+            return self.density_of_mesh(mesh, positions, charges, plan)
         cell = plan["cell"]
-        if solver == 1:
-            density = mesh_structure_factor(
-                positions, charges, cell, three_integers(plan["shape"]), plan["polynomials"], plan["deconvolution"]
-            )
-        else:
-            density = structure_factor(positions, charges, cell, half_space_limits(plan["weight"]))
-        density = density.reshape(-1)
+        density = structure_factor(positions, charges, cell, half_space_limits(plan["weight"])).reshape(-1)
+        return self._with_slab_moments(density, positions, charges, plan)
+
+    def _with_slab_moments(
+        self,
+        density: Tensor,
+        positions: Tensor,
+        charges: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+    ) -> Tensor:
         if bool(plan["slab"].item()):
-            density = torch.cat([density, slab_moments(positions, charges, cell).reshape(-1)])
+            return torch.cat([density, slab_moments(positions, charges, plan["cell"]).reshape(-1)])
         return density
+
+    @torch.jit.export
+    def mesh_coordinates(self, positions: Tensor, plan: Dict[str, Tensor]) -> tuple[Tensor, List[int]]:  # noqa: UP006
+        """What charges at ``positions`` [N, 3] Å are spread on by a plan of solver 1 or 3.
+
+        ``spread`` is this, ``spread_on_mesh`` with the plan's ``polynomials`` and ``density_of_mesh``; ``gather`` is
+        ``mesh_of_field``, ``gather_from_mesh`` and ``gather_from_values``: an engine may have its own operators for the
+        two in the middle (``mesh.py``).
+
+        Returns: coordinates [N, 3] in mesh spacings, points of the mesh along its three axes.
+        """
+        shape = three_integers(plan["shape"])
+        order = plan["polynomials"].size(1) // 2
+        if int(plan["solver"].item()) == 3:
+            return isolated_coordinates(positions, plan["origin"], float(plan["spacing"].item()), shape, order), shape
+        return periodic_coordinates(positions, plan["cell"], shape, order), padded_shape(shape, order)
+
+    @torch.jit.export
+    def density_of_mesh(
+        self,
+        mesh: Tensor,
+        positions: Tensor,
+        charges: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+    ) -> Tensor:
+        """What ``spread`` returns, from charges spread on a mesh [n_q, points of ``mesh_coordinates``] (changed)."""
+        if int(plan["solver"].item()) == 3:
+            return mesh.reshape(-1)
+        density = structure_factor_of_mesh(mesh, three_integers(plan["shape"]), plan["deconvolution"]).reshape(-1)
+        return self._with_slab_moments(density, positions, charges, plan)
 
     @torch.jit.export
     def solve(self, density: Tensor, num_charges: int, plan: Dict[str, Tensor]) -> tuple[Tensor, Tensor]:  # noqa: UP006
@@ -392,53 +428,87 @@ class LatentEwald(torch.nn.Module):
         solver = int(plan["solver"].item())
         cell = plan["cell"]
         num_charges = charges.size(1)
-        strain_derivative = torch.zeros_like(cell)
-        if solver >= 2:
-            constant = self.norm_factor / (2.0 * math.pi)
-            if solver == 2:
-                atoms = field.reshape(-1, 3 + num_charges)
-                potential, electric_field = pair_potential(
-                    positions, atoms[:, :3], atoms[:, 3:], self.sigma, self.norm_factor
-                )
-                centre = atoms[:, :3].mean(0)
-            else:
-                shape = three_integers(plan["shape"])
-                mesh = field.reshape(num_charges, shape[0], shape[1], shape[2])
-                values, gradients = isolated_gather(
-                    mesh, positions, plan["origin"], float(plan["spacing"].item()), plan["polynomials"]
-                )
-                potential, electric_field = constant * values, -constant * gradients
-                centre = plan["bounds"].mean(0)
-            forces = (charges[:, :, None] * electric_field).sum(1)
-            # Homogeneous deformation moves every atom with r. The forces sum to zero (to the mesh's accuracy): the
-            # origin does not matter, and rounding errors are smallest about the centre.
-            strain_derivative = -torch.matmul((positions - centre).transpose(0, 1), forces)
-        else:
-            moments = 3 * num_charges if bool(plan["slab"].item()) else 0
-            weight = plan["weight"]
-            half_space = field[: field.size(0) - moments].reshape(
-                num_charges, weight.size(0), weight.size(1), weight.size(2), 2
+        if solver == 1 or solver == 3:
+            coordinates, _shape = self.mesh_coordinates(positions, plan)
+            mesh = self.mesh_of_field(field, num_charges, plan)
+            values, derivatives = gather_from_mesh(mesh, coordinates, plan["polynomials"])
+            return self.gather_from_values(values, derivatives, field, positions, charges, plan)
+        if solver == 2:
+            atoms = field.reshape(-1, 3 + num_charges)
+            potential, electric_field = pair_potential(
+                positions, atoms[:, :3], atoms[:, 3:], self.sigma, self.norm_factor
             )
-            if solver == 1:
-                potential, forces = mesh_potential(
-                    half_space,
-                    positions,
-                    charges,
-                    cell,
-                    three_integers(plan["shape"]),
-                    plan["polynomials"],
-                    plan["deconvolution"],
-                )
-            else:
-                potential, forces = reciprocal_potential(half_space, positions, charges, cell)
-            if moments > 0:
-                slab_moment = field[field.size(0) - moments :].reshape(num_charges, 3)
-                slab_part, slab_forces = slab_potential(slab_moment, positions, charges, cell, self.norm_factor)
-                potential = potential + slab_part
-                forces = forces + slab_forces
+            forces = (charges[:, :, None] * electric_field).sum(1)
+            centre = atoms[:, :3].mean(0)
+            return self._isolated_result(potential, forces, positions, charges, centre)
+        potential, forces = reciprocal_potential(self._half_space(field, num_charges, plan), positions, charges, cell)
+        return self._periodic_result(potential, forces, field, positions, charges, plan)
+
+    @torch.jit.export
+    def mesh_of_field(self, field: Tensor, num_charges: int, plan: Dict[str, Tensor]) -> Tensor:  # noqa: UP006
+        """Potential of the field on a mesh [n_q, points of ``mesh_coordinates``], contiguous."""
+        shape = three_integers(plan["shape"])
+        if int(plan["solver"].item()) == 3:
+            return field.reshape(num_charges, shape[0], shape[1], shape[2])
+        order = plan["polynomials"].size(1) // 2
+        return mesh_of_field(self._half_space(field, num_charges, plan), shape, plan["deconvolution"], order)
+
+    @torch.jit.export
+    def gather_from_values(
+        self,
+        values: Tensor,
+        derivatives: Tensor,
+        field: Tensor,
+        positions: Tensor,
+        charges: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``gather`` returns, from ``values`` [N, n_q] of ``mesh_of_field`` at the charges and their
+        ``derivatives`` [N, n_q, 3] by the coordinates."""
+        if int(plan["solver"].item()) == 3:
+            constant = self.norm_factor / (2.0 * math.pi)
+            scale = constant / float(plan["spacing"].item())
+            forces = -scale * (charges[:, :, None] * derivatives).sum(1)
+            return self._isolated_result(constant * values, forces, positions, charges, plan["bounds"].mean(0))
+        forces = forces_on_mesh(derivatives, charges, plan["cell"], three_integers(plan["shape"]))
+        return self._periodic_result(values, forces, field, positions, charges, plan)
+
+    def _half_space(self, field: Tensor, num_charges: int, plan: Dict[str, Tensor]) -> Tensor:  # noqa: UP006
+        """Field of the wave vectors [n_q, K_1+1, 2K_2+1, 2K_3+1, 2], without the slab's moments."""
+        weight = plan["weight"]
+        moments = 3 * num_charges if bool(plan["slab"].item()) else 0
+        return field[: field.size(0) - moments].reshape(num_charges, weight.size(0), weight.size(1), weight.size(2), 2)
+
+    def _periodic_result(
+        self,
+        potential: Tensor,
+        forces: Tensor,
+        field: Tensor,
+        positions: Tensor,
+        charges: Tensor,
+        plan: Dict[str, Tensor],  # noqa: UP006
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of ``gather``, with the slab's part, from potential and forces of the three-dimensional sum."""
+        cell = plan["cell"]
+        if bool(plan["slab"].item()):
+            slab_moment = field[field.size(0) - 3 * charges.size(1) :].reshape(charges.size(1), 3)
+            slab_part, slab_forces = slab_potential(slab_moment, positions, charges, cell, self.norm_factor)
+            potential = potential + slab_part
+            forces = forces + slab_forces
+        return self._without_self_interaction(potential, charges), forces, torch.zeros_like(cell)
+
+    def _isolated_result(
+        self, potential: Tensor, forces: Tensor, positions: Tensor, charges: Tensor, centre: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # Homogeneous deformation moves every atom with r. The forces sum to zero (to the mesh's accuracy): the
+        # origin does not matter, and rounding errors are smallest about the centre.
+        strain_derivative = -torch.matmul((positions - centre).transpose(0, 1), forces)
+        return self._without_self_interaction(potential, charges), forces, strain_derivative
+
+    def _without_self_interaction(self, potential: Tensor, charges: Tensor) -> Tensor:
         if self.remove_self_interaction:
-            potential = potential - gaussian_self_potential(self.sigma, self.norm_factor) * charges
-        return potential, forces, strain_derivative
+            return potential - gaussian_self_potential(self.sigma, self.norm_factor) * charges
+        return potential
 
     @torch.jit.export
     def energy(self, positions: Tensor, charges: Tensor, cell: Tensor) -> Tensor:

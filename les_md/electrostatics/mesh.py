@@ -129,7 +129,7 @@ def gather_from_mesh(mesh: Tensor, coordinates: Tensor, polynomials: Tensor) -> 
     return torch.cat(values), torch.cat(derivatives)
 
 
-def _mesh_coordinates(positions: Tensor, cell: Tensor, shape: list[int], order: int) -> Tensor:
+def periodic_coordinates(positions: Tensor, cell: Tensor, shape: list[int], order: int) -> Tensor:
     """Positions in mesh spacings, moved by whole cells so that windows begin at point 0 or later."""
     points = torch.tensor(shape, dtype=positions.dtype, device=positions.device)
     fractional = torch.matmul(positions, torch.linalg.inv(cell))
@@ -137,9 +137,10 @@ def _mesh_coordinates(positions: Tensor, cell: Tensor, shape: list[int], order: 
     return coordinates + points * (coordinates.detach() < 0.5 * order).to(positions.dtype)
 
 
-def _padding(order: int) -> int:
+def padded_shape(shape: list[int], order: int) -> list[int]:
+    """Points of the mesh without periodicity that holds all windows of charges in the cell."""
     # Rounding may put a charge on the upper face of the cell: one point more than windows reach beyond it.
-    return order + 1
+    return [points + order + 1 for points in shape]
 
 
 def _fold(padded: Tensor, shape: list[int]) -> Tensor:
@@ -183,10 +184,14 @@ def mesh_structure_factor(
     Returns: [n_q, K_1+1, 2K_2+1, 2K_3+1, 2], real and imaginary part last.
     """
     order = polynomials.size(1) // 2
+    coordinates = periodic_coordinates(positions, cell, shape, order)
+    mesh = spread_on_mesh(coordinates, charges, padded_shape(shape, order), polynomials)
+    return structure_factor_of_mesh(mesh, shape, deconvolution)
+
+
+def structure_factor_of_mesh(mesh: Tensor, shape: list[int], deconvolution: Tensor) -> Tensor:
+    """S(k) from charges on a mesh of ``padded_shape``, which is changed; other parameters and result as above."""
     limits = half_space_limits(deconvolution)
-    coordinates = _mesh_coordinates(positions, cell, shape, order)
-    padded = [points + _padding(order) for points in shape]
-    mesh = spread_on_mesh(coordinates, charges, padded, polynomials)
     mesh = _fold(mesh, shape)
     # The real transform halves axis 1, as the sum over wave vectors does.
     transformed = torch.fft.rfftn(mesh, dim=[2, 3, 1])[:, : limits[0] + 1]
@@ -197,40 +202,31 @@ def mesh_structure_factor(
     return torch.view_as_real(kept.conj() * deconvolution)
 
 
-def mesh_potential(
-    field: Tensor,
-    positions: Tensor,
-    charges: Tensor,
-    cell: Tensor,
-    shape: list[int],
-    polynomials: Tensor,
-    deconvolution: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Potential and forces at fixed charges from the field of ``ewald.reciprocal_field``; parameters as above.
-
-    Returns: potential [N, n_q] eV/e, forces [N, 3] eV/Å.
-    """
-    potential, derivative = _values_by_coordinate(field, positions, cell, shape, polynomials, deconvolution)
-    points = torch.tensor(shape, dtype=positions.dtype, device=positions.device)
+def forces_on_mesh(derivatives: Tensor, charges: Tensor, cell: Tensor, shape: list[int]) -> Tensor:
+    """Forces [N, 3] at fixed charges from the potential's ``derivatives`` by mesh coordinates [N, n_q, 3]."""
+    points = torch.tensor(shape, dtype=derivatives.dtype, device=derivatives.device)
     # r = s h, mesh coordinate = s · points: ∂/∂r = h⁻¹ (points ∂/∂coordinate)
-    gradient = (charges[:, :, None] * derivative).sum(1) * points
-    return potential, -torch.matmul(gradient, torch.linalg.inv(cell).transpose(0, 1))
+    gradient = (charges[:, :, None] * derivatives).sum(1) * points
+    return -torch.matmul(gradient, torch.linalg.inv(cell).transpose(0, 1))
 
 
 def mesh_values(
     field: Tensor, positions: Tensor, cell: Tensor, shape: list[int], polynomials: Tensor, deconvolution: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Potential [N, n_q] eV/e and its gradients [N, n_q, 3]; parameters of ``mesh_potential``."""
-    values, derivative = _values_by_coordinate(field, positions, cell, shape, polynomials, deconvolution)
-    points = torch.tensor(shape, dtype=positions.dtype, device=positions.device)
-    return values, torch.matmul(derivative * points, torch.linalg.inv(cell).transpose(0, 1))
+    """Potential [N, n_q] eV/e and its gradients [N, n_q, 3], from the field of ``ewald.reciprocal_field``.
 
-
-def _values_by_coordinate(
-    field: Tensor, positions: Tensor, cell: Tensor, shape: list[int], polynomials: Tensor, deconvolution: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Values at the charges [N, n_q] and their derivatives with respect to coordinates on the mesh [N, n_q, 3]."""
+    Other parameters: those of ``mesh_structure_factor``.
+    """
     order = polynomials.size(1) // 2
+    mesh = mesh_of_field(field, shape, deconvolution, order)
+    coordinates = periodic_coordinates(positions, cell, shape, order)
+    values, derivatives = gather_from_mesh(mesh, coordinates, polynomials)
+    points = torch.tensor(shape, dtype=positions.dtype, device=positions.device)
+    return values, torch.matmul(derivatives * points, torch.linalg.inv(cell).transpose(0, 1))
+
+
+def mesh_of_field(field: Tensor, shape: list[int], deconvolution: Tensor, order: int) -> Tensor:
+    """The potential of a field (``ewald.reciprocal_field``) on a mesh of ``padded_shape``, for windows of ``order``."""
     limits = half_space_limits(deconvolution)
     half = torch.view_as_complex(field.contiguous()).conj() * deconvolution
     # The inverse transform counts every wave vector off the plane n_1 = 0 twice, as k and −k.
@@ -242,6 +238,4 @@ def _values_by_coordinate(
     full[:, :, shape[1] - k2 :, : k3 + 1] = half[:, :, :k2, k3:]
     full[:, :, shape[1] - k2 :, shape[2] - k3 :] = half[:, :, :k2, :k3]
     mesh = torch.fft.irfftn(full, s=[shape[1], shape[2], shape[0]], dim=[2, 3, 1], norm="forward")
-    mesh = _unfold(mesh, _padding(order))
-    coordinates = _mesh_coordinates(positions, cell, shape, order)
-    return gather_from_mesh(mesh, coordinates, polynomials)
+    return _unfold(mesh, order + 1)

@@ -422,3 +422,27 @@ def test_the_accuracy_that_a_refusal_names_is_accepted(sigma, dl):
             module.plan(cell, cell, BOUNDS, 100, "mesh", 1e-15, False)
         named = float(str(refusal.value).split("force error from ")[1].split()[0])
         assert "order" in module.describe(module.plan(cell, cell, BOUNDS, 100, "mesh", named, False))
+
+
+@pytest.mark.parametrize("solver", [1, 3])
+def test_parts_for_engines_are_spread_and_gather(solver):
+    """What an engine with its own operators calls, with the operators of ``mesh.py``."""
+    positions, charges, cell = random_system("triclinic", 0.02, num_channels=2)
+    module = torch.jit.script(LatentEwald(LongRangeParameters()))
+    if solver == 1:
+        plan = mesh_plan(module, cell, len(positions), 1e-4, slab=True)
+    else:
+        bounds = torch.stack([positions.min(0).values, positions.max(0).values])
+        plan = module.plan(torch.zeros_like(cell), cell, bounds, len(positions), "mesh", 1e-4, False)
+    assert int(plan["solver"]) == solver
+    coordinates, shape = module.mesh_coordinates(positions, plan)
+    spread = mesh.spread_on_mesh(coordinates, charges, shape, plan["polynomials"])
+    density = module.density_of_mesh(spread, positions, charges, plan)
+    assert torch.equal(density, module.spread(positions, charges, plan))
+    field, _strain = module.solve(density, 2, plan)
+    potential = module.mesh_of_field(field, 2, plan)
+    assert list(potential.shape) == [2, *shape]
+    values, derivatives = mesh.gather_from_mesh(potential, coordinates, plan["polynomials"])
+    parts = module.gather_from_values(values, derivatives, field, positions, charges, plan)
+    for part, whole in zip(parts, module.gather(field, positions, charges, plan), strict=True):
+        assert torch.equal(part, whole)

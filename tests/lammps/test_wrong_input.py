@@ -32,12 +32,13 @@ def refused(lammps_of):
         (
             "speed 2",
             r"Unknown pair_style mliap/les keyword 'speed': known are kspace, accuracy, kset, slab, charges, current, "
-            "efield, asr, threads, device",
+            "efield, asr, operators, threads, device",
         ),
         ("charges", r"keyword 'charges' needs a value"),
         ("threads 0", r"threads must be at least 1, not 0"),
         ("threads two", r"[Ee]xpected integer.*two"),
         ("kspace pppm", r"Unknown pair_style mliap/les kspace 'pppm': give auto, ewald or mesh"),
+        ("operators none", r"Unknown pair_style mliap/les operators 'none': give compiled or file"),
         ("kset free", r"Unknown pair_style mliap/les kset 'free': give follow or fixed"),
         ("accuracy high", r"[Ee]xpected floating.*high"),
         ("accuracy nan", r"[Ee]xpected floating.*nan"),
