@@ -45,13 +45,15 @@ def switching():
 def test_run(tmp_path):
     """In the first 0.1 ps, libration, the liquid answers as its fluctuations say. A second call finds it all done."""
     arguments = (
-        "--fields", 0.05, "--starts", 2, "--response", 0.102, "--spacing", 0.402, "--equilibration", 0.3,
+        "--fields", 0.05, "--starts", 2, "--response", 0.12, "--spacing", 1.2, "--equilibration", 0.6,
         "--output", tmp_path,
     )  # fmt: skip
     result = run(*arguments)
     assert result.returncode == 0, result.stderr + result.stdout
-    rows = json.loads((tmp_path / "switching.json").read_text())["rows"]
-    assert rows[-1]["time"] == pytest.approx(0.102)
+    results = json.loads((tmp_path / "switching.json").read_text())
+    rows = results["rows"]
+    assert results["orientation"]["0.05 V/Å"]["value"] > 0.0  # water turns along the field
+    assert rows[-1]["time"] == pytest.approx(0.12)
     for row in rows[1:]:
         assert row["fluctuations"]["value"] > 0.3
         assert row["0.05 V/Å"]["value"] == pytest.approx(row["fluctuations"]["value"], rel=0.3)

@@ -150,7 +150,9 @@ def fluctuations(runs: list[Run], settle: float) -> Mean:
 
 def mean_cosines(folder: Path, firsts: list[int]) -> np.ndarray:
     """[F, 3] for each frame: the axis of a molecule, from oxygen to between its hydrogens, averaged over molecules."""
-    atoms = ase.io.read(folder / "end.data", format="lammps-data", atom_style="atomic", sort_by_id=True)
+    atoms = ase.io.read(  # the types of in.water_field: masses may be heavy ones
+        folder / "end.data", format="lammps-data", atom_style="atomic", sort_by_id=True, Z_of_type={1: 8, 2: 1}
+    )
     topology = mdtraj.Topology()
     chain = topology.add_chain()
     for symbol in atoms.get_chemical_symbols():

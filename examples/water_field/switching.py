@@ -19,7 +19,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from analysis import COLUMNS, EPSILON_0, Mean, _plain
+from analysis import COLUMNS, EPSILON_0, Mean, _plain, mean_cosines
 from scipy import stats
 from scipy.integrate import cumulative_trapezoid
 
@@ -58,7 +58,12 @@ def response(up: np.ndarray, down: np.ndarray, field: float, volume: float) -> t
 
     The error is that of a mean of S independent values, times Student's t.
     """
-    each = (up - down) / (2.0 * field * volume * EPSILON_0)
+    return half_difference(up / (field * volume * EPSILON_0), down / (field * volume * EPSILON_0))
+
+
+def half_difference(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over starts of (up − down)/2 [N], of values [S, N], and its error of 68 % by Student's t."""
+    each = 0.5 * (up - down)
     student = float(stats.t.ppf(stats.norm.cdf(1.0), len(each) - 1))
     return each.mean(0), student * each.std(0, ddof=1) / np.sqrt(len(each))
 
@@ -81,20 +86,39 @@ def fluctuation(moment: np.ndarray, lags: int, volume: float, temperature: float
     return factor * squares.sum(0) / counts.sum(0), factor * error
 
 
-def read_responses(folder: Path) -> dict[float, Course]:
-    """The course of each field strength whose runs, up and down from every start, are in ``folder``."""
+def runs_in(folder: Path) -> tuple[list[float], list[int]]:
+    """Field strengths and numbers of starts of the runs in ``folder``; ValueError for fewer than two starts."""
     fields = sorted({float(path.name.split("_")[3]) for path in folder.glob("start_*_field_*")})
     starts = sorted({int(path.name.split("_")[1]) for path in folder.glob("start_*_field_*")})
     if len(starts) < 2:
         raise ValueError(f"{folder} holds {len(starts)} start(s) of switch_on.py: an error needs two")
+    return [field for field in fields if field > 0.0], starts
+
+
+def read_responses(folder: Path) -> dict[float, Course]:
+    """The course of each field strength whose runs, up and down from every start, are in ``folder``."""
+    fields, starts = runs_in(folder)
     courses = {}
-    for field in (field for field in fields if field > 0.0):
+    for field in fields:
         moments = {}
         for sign in (1, -1):
             runs = [moment_of(folder / response_folder(start, sign * field) / "log_0.lammps") for start in starts]
             moments[sign] = np.array([moment[:, 2] for _, moment, _, _ in runs])
         courses[field] = Course(runs[0][0], *response(moments[1], moments[-1], field, runs[0][2]))
     return courses
+
+
+def read_orientations(folder: Path) -> dict[float, Mean]:
+    """Mean cosine of the molecules' axes to each field at the end of its runs, half the difference of up and down."""
+    fields, starts = runs_in(folder)
+    found = {}
+    for field in fields:
+        up, down = (
+            np.array([mean_cosines(folder / response_folder(start, sign * field), [0])[-1:, 2] for start in starts])
+            for sign in (1, -1)
+        )
+        found[field] = Mean(*(float(values[0]) for values in half_difference(up, down)))
+    return found
 
 
 def response_folder(start: int, field: float) -> str:
@@ -129,8 +153,18 @@ def summarise(folder: Path, electronic: float) -> str:
             f"dielectric constant {time[-1]:g} ps after switching, {name:12s} "
             f"{electronic * (1.0 + mean.value):5.1f} ± {electronic * mean.error:.1f}"
         )
+    orientations = read_orientations(folder)
+    for field, name in zip(courses, names, strict=True):
+        cosine = orientations[field]
+        lines.append(
+            f"mean cosine of the molecules' axes to {name} at the end {cosine.value:7.4f} ± {cosine.error:.4f}, "
+            f"per field {cosine.value / field:5.2f} ± {cosine.error / field:.2f} Å/V"
+        )
     lines.append(f"figure {folder / 'switching.png'}")
-    results = {"rows": rows, "temperature": temperature, "electronic": electronic}
+    results = {
+        "rows": rows, "temperature": temperature, "electronic": electronic,
+        "orientation": {name: _plain(orientations[field]) for field, name in zip(courses, names, strict=True)},
+    }  # fmt: skip
     (folder / "switching.json").write_text(json.dumps(results, indent=1))
     return "\n".join(lines)
 
