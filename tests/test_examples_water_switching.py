@@ -24,6 +24,8 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 def module_of(name: str):
     """A script of the example, which imports the others by their plain names; none of these stays imported."""
+    for sibling in EXAMPLE.glob("*.py"):  # of another example
+        sys.modules.pop(sibling.stem, None)
     sys.path.insert(0, str(EXAMPLE))
     try:
         specification = importlib.util.spec_from_file_location(f"water_{name}", EXAMPLE / f"{name}.py")
