@@ -20,6 +20,7 @@ figures, and everything as JSON, go to the folder OUT.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
 import sys
@@ -37,7 +38,7 @@ from tqdm import tqdm
 from les_md import LESCalculator, load
 from les_md.exporting import ensure_exported
 from les_md.models import resolve_checkpoint
-from les_md.training.organics import read
+from les_md.training.organics import read, split, write_parts
 from les_md.training.spice import Sample, born_effective_charges
 
 matplotlib.use("Agg")
@@ -65,20 +66,37 @@ class Frame:
     mean_charge_dipole: np.ndarray  # of the elements' mean Born charges as charges
 
 
-def held_out(samples: list[Sample], model: str) -> tuple[list[int], list[int]]:
-    """Indices of the training and the test frames by the record inside a checkpoint; ValueError if it has none."""
+def held_out(samples: list[Sample], data: Path, model: str) -> tuple[list[int], list[int]]:
+    """Indices of the training and the test frames by the record inside a checkpoint.
+
+    The bundled file's names the frames. That of ``les-train`` has SHA-256 of the files which ``organics.write_parts``
+    made from ``data``: where they are the same to the byte, the parts are those of ``organics.split``. Raises
+    ValueError if there is no record, or one of other frames.
+    """
     try:
         contents = torch.load(resolve_checkpoint(model), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError):  # a pickled module, an exported file: there is no record in them
         contents = None
-    split = contents.get("training", {}).get("split") if isinstance(contents, dict) else None
-    if split is None:
+    record = contents.get("training", {}).get("split") if isinstance(contents, dict) else None
+    if record is None:
         raise ValueError(f"{model} does not say on which frames it was trained: pass --all-frames, which may be them")
+    if "files_sha256" in record:
+        with tempfile.TemporaryDirectory() as temporary:
+            write_parts(data, Path(temporary))
+            ours = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(temporary).iterdir()}
+        other = sorted(name for name, digest in record["files_sha256"].items() if ours.get(name) != digest)
+        if other:
+            raise ValueError(
+                f"{model} was trained on files that the recipe does not make from these data ({other[0]} differs): "
+                "pass --all-frames, which may be its training frames"
+            )
+        parts = split(samples)
+        return parts["train"], parts["test"]
     index = {sample.source: i for i, sample in enumerate(samples)}
-    missing = [source for part in ("train", "test") for source in split[part] if source not in index]
+    missing = [source for part in ("train", "test") for source in record[part] if source not in index]
     if missing:
         raise ValueError(f"{model} names frames that the data do not have, the first is {missing[0]}")
-    return [index[source] for source in split["train"]], [index[source] for source in split["test"]]
+    return [index[source] for source in record["train"]], [index[source] for source in record["test"]]
 
 
 def mean_born(samples: list[Sample]) -> dict[str, float]:
@@ -340,7 +358,7 @@ def organics(options: argparse.Namespace) -> dict:
     if options.all_frames:
         training = chosen = list(range(len(samples)))
     else:
-        training, chosen = held_out(samples, file)
+        training, chosen = held_out(samples, options.data, file)
     means = mean_born([samples[i] for i in training])
     if options.frames is not None:  # of each subset
         subsets = [samples[i].subset for i in chosen]
