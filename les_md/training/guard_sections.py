@@ -14,7 +14,7 @@ from les_md.training.crowd_guard import CrowdGuard
 
 @dataclass(frozen=True)
 class BondGuardSection:
-    """A bond that must pull back when it is stretched beyond what the data show, see ``bond_guard.py``.
+    """A bond that must pull back when stretched, and push when compressed, beyond the data, see ``bond_guard.py``.
 
     Attributes: elements ``centre`` and ``ligand``; ``from_epoch``, from which it acts; others as of ``BondGuard``.
     """
@@ -29,13 +29,19 @@ class BondGuardSection:
     least_force: float = 2.5
     every: int = 2
     weight: float = 0.1
+    compressed: tuple[float, ...] | None = None
+    least_push: float = 5.0
 
     def __post_init__(self) -> None:
         known_elements((self.centre,), "centre")
         known_elements((self.ligand,), "ligand")
-        positive(self, "bonded", "from_epoch", "clearance", "fraction", "least_force", "every", "weight")
+        positive(self, "bonded", "from_epoch", "clearance", "fraction", "least_force", "every", "weight", "least_push")
         if len(self.stretched) != 2 or not 0.0 < self.stretched[0] <= self.stretched[1]:
             raise ConfigurationError("stretched must be two lengths in Å, the shorter one first")
+        if self.compressed is not None:
+            interval(self, "compressed")
+            if self.compressed[1] > self.stretched[0]:
+                raise ConfigurationError("compressed bonds must be shorter than stretched ones")
         if self.fraction > 1.0:
             raise ConfigurationError(f"fraction must be at most 1, got {self.fraction}")
 
@@ -43,9 +49,17 @@ class BondGuardSection:
         """The guard, for elements in type order. Raises ConfigurationError for an element that is not among them."""
         _must_be_in_the_model((self.centre, self.ligand), atomic_numbers, "bond_guards")
         types = [atomic_numbers.index(number_of[symbol]) for symbol in (self.centre, self.ligand)]
-        low, high = self.stretched
         return BondGuard(
-            *types, self.bonded, (low, high), self.clearance, self.fraction, self.least_force, self.every, self.weight
+            *types,
+            self.bonded,
+            self.stretched,
+            self.clearance,
+            self.fraction,
+            self.least_force,
+            self.every,
+            self.weight,
+            self.compressed,
+            self.least_push,
         )
 
 

@@ -117,6 +117,9 @@ def test_bond_guards():
     # The template shows the defaults, here and in the guard of the bundled water model.
     assert section == BondGuardSection("O", "H", 1.25, (1.08, 1.45))
     assert section.guard((1, 8)) == BondGuard(centre=1, ligand=0)
+    line = line.replace("compressed: null", "compressed: [0.4, 0.85]").replace("least_push: 5.0", "least_push: 7")
+    (section,) = parse_configuration(changed("  epochs: 20", f"  epochs: 20\n{line}"), "c.yaml").training.bond_guards
+    assert section.guard((1, 8)) == BondGuard(centre=1, ligand=0, compressed=(0.4, 0.85), least_push=7.0)
     with pytest.raises(ConfigurationError, match=r"training.bond_guards: O is not an element of the model"):
         section.guard((1, 6))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import ase
@@ -16,7 +17,7 @@ import les_md
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics import LongRangeParameters
 from les_md.training import recipes
-from les_md.training.bond_guard import BondGuard, edges_within, stretch_bonds
+from les_md.training.bond_guard import BondGuard, edges_within, strain_bonds
 from les_md.training.configuration import LossWeights
 from les_md.training.configuration_file import parse_configuration
 from les_md.training.dataset import Frame, read_frames, reference_energies
@@ -118,7 +119,7 @@ def test_forces_are_the_derivative_of_the_energy(frames):
 
 def test_guard_stretches_bonds_along_themselves(frames):
     guard = BondGuard(centre=1, ligand=0, fraction=0.6, every=1)
-    stretched = stretch_bonds(frames[0], guard, torch.Generator().manual_seed(0))
+    stretched = strain_bonds(frames[0], guard, torch.Generator().manual_seed(0))
     assert len(stretched.ligand) > 0
     moved = (stretched.frame.positions - frames[0].positions).abs().sum(1) > 0
     assert set(stretched.ligand.tolist()) <= set(moved.nonzero()[:, 0].tolist())
@@ -131,6 +132,33 @@ def test_guard_stretches_bonds_along_themselves(frames):
     pull = pull.index_add(0, stretched.ligand, -guard.least_force * stretched.direction)
     assert float(stretched.shortfall(pull, guard.least_force)) == pytest.approx(0.0, abs=1e-20)
     assert float(stretched.shortfall(-pull, guard.least_force)) == pytest.approx(4.0 * guard.least_force**2)
+
+
+def test_guard_compresses_every_second_bond(frames):
+    """Lengths of compressed and of stretched bonds, which forces count as missing, and none compressed by default."""
+    guard = BondGuard(centre=1, ligand=0, fraction=1.0, compressed=(0.4, 0.85), least_push=6.0)
+    shares = []
+    for seed in range(10):
+        strained = strain_bonds(frames[0], guard, torch.Generator().manual_seed(seed))
+        shares.append(float(strained.compressed.double().mean()))
+        edge_index, vectors = edges_within(strained.frame, guard.stretched[1] + 1e-6)
+        ends = strained.ligand.tolist()
+        for ligand, direction, compressed in zip(ends, strained.direction, strained.compressed, strict=True):
+            bonds = vectors[(edge_index[1] == ligand) & (strained.frame.types[edge_index[0]] == guard.centre)]
+            along = torch.linalg.cross(bonds, direction.expand_as(bonds)).norm(dim=1) < 1e-8
+            (length,) = torch.linalg.norm(bonds[along], dim=1).tolist()
+            low, high = guard.compressed if compressed else guard.stretched
+            assert low <= length <= high
+        force = torch.where(strained.compressed, guard.least_push, -guard.least_force).double()
+        right = torch.zeros_like(frames[0].positions)
+        right = right.index_add(0, strained.ligand, force[:, None] * strained.direction)
+        mean = float((force**2).mean())
+        assert float(strained.shortfall(right, guard.least_force)) == pytest.approx(0.0, abs=1e-20)
+        assert float(strained.shortfall(-right, guard.least_force)) == pytest.approx(4.0 * mean)
+        assert float(strained.shortfall(0.5 * right, guard.least_force)) == pytest.approx(0.25 * mean)
+    assert 0.25 < np.mean(shares) < 0.75
+    plain, generator = replace(guard, compressed=None), torch.Generator().manual_seed(0)
+    assert not strain_bonds(frames[0], plain, generator).compressed.any()
 
 
 @pytest.mark.parametrize("missing", ["energy", "forces"])

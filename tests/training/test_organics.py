@@ -18,7 +18,7 @@ from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics import LongRangeParameters
 from les_md.models import resolve_checkpoint
 from les_md.training import organics, recipes
-from les_md.training.bond_guard import BondGuard, edges_within, stretch_bonds
+from les_md.training.bond_guard import BondGuard, edges_within, strain_bonds
 from les_md.training.bonds import bond_matrix
 from les_md.training.charge_guess import bond_increment_charges, formal_charges, start_from_guess
 from les_md.training.configuration import LossWeights
@@ -161,18 +161,20 @@ def test_loss_of_several_frames_is_their_mean():
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: "HCNO"[guard.centre])
-def test_guards_stretch_bonds_of_their_elements(guard):
+def test_guards_strain_bonds_of_their_elements(guard):
     frame = frame_of("HCOOH") if guard.centre == O else frame_of("CH3CONH2")
-    stretched = stretch_bonds(frame, replace(guard, fraction=1.0, clearance=0.5), torch.Generator().manual_seed(0))
-    assert len(stretched.ligand) > 0
-    for ligand, direction in zip(stretched.ligand.tolist(), stretched.direction, strict=True):
+    strained = strain_bonds(frame, replace(guard, fraction=1.0, clearance=0.5), torch.Generator().manual_seed(0))
+    assert len(strained.ligand) > 0
+    bonds = zip(strained.ligand.tolist(), strained.direction, strained.compressed, strict=True)
+    for ligand, direction, compressed in bonds:
         assert int(frame.types[ligand]) == guard.ligand
         before = edges_within(frame, guard.bonded)
         bond = (before[0][1] == ligand) & (frame.types[before[0][0]] == guard.centre)
         centre = int(before[0][0][bond])
-        vector = stretched.frame.positions[ligand] - frame.positions[centre]
+        vector = strained.frame.positions[ligand] - frame.positions[centre]
         length = float(torch.linalg.norm(vector))
-        assert guard.stretched[0] <= length <= guard.stretched[1]
+        low, high = guard.compressed if compressed else guard.stretched
+        assert low <= length <= high
         assert float(vector @ direction) == pytest.approx(length, rel=1e-9)
 
 
@@ -183,7 +185,7 @@ def test_guards_leave_a_ligand_near_any_other_atom_alone():
     frame = checked_frame(atoms, "contact", ATOMIC_NUMBERS)
     guard = BondGuard(centre=O, ligand=H, stretched=(1.3, 1.3), fraction=1.0)
     for clearance, count in ((0.9, 1), (1.15, 0)):
-        stretched = stretch_bonds(frame, replace(guard, clearance=clearance), torch.Generator().manual_seed(0))
+        stretched = strain_bonds(frame, replace(guard, clearance=clearance), torch.Generator().manual_seed(0))
         assert len(stretched.ligand) == count
 
 
