@@ -69,9 +69,9 @@ class Frame:
 def held_out(samples: list[Sample], data: Path, model: str) -> tuple[list[int], list[int]]:
     """Indices of the training and the test frames by the record inside a checkpoint.
 
-    The bundled file's names the frames. That of ``les-train`` has SHA-256 of the files which ``organics.write_parts``
-    made from ``data``: where they are the same to the byte, the parts are those of ``organics.split``. Raises
-    ValueError if there is no record, or one of other frames.
+    A training of the recipe records SHA-256 of the files that ``organics.write_parts`` made from ``data``: they are
+    made anew here, and where they are the same to the byte, the parts are those of ``organics.split``. Raises
+    ValueError if there is no record, or one of other files.
     """
     try:
         contents = torch.load(resolve_checkpoint(model), weights_only=True)
@@ -80,23 +80,17 @@ def held_out(samples: list[Sample], data: Path, model: str) -> tuple[list[int], 
     record = contents.get("training", {}).get("split") if isinstance(contents, dict) else None
     if record is None:
         raise ValueError(f"{model} does not say on which frames it was trained: pass --all-frames, which may be them")
-    if "files_sha256" in record:
-        with tempfile.TemporaryDirectory() as temporary:
-            write_parts(data, Path(temporary))
-            ours = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(temporary).iterdir()}
-        other = sorted(name for name, digest in record["files_sha256"].items() if ours.get(name) != digest)
-        if other:
-            raise ValueError(
-                f"{model} was trained on files that the recipe does not make from these data ({other[0]} differs): "
-                "pass --all-frames, which may be its training frames"
-            )
-        parts = split(samples)
-        return parts["train"], parts["test"]
-    index = {sample.source: i for i, sample in enumerate(samples)}
-    missing = [source for part in ("train", "test") for source in record[part] if source not in index]
-    if missing:
-        raise ValueError(f"{model} names frames that the data do not have, the first is {missing[0]}")
-    return [index[source] for source in record["train"]], [index[source] for source in record["test"]]
+    with tempfile.TemporaryDirectory() as temporary:
+        write_parts(data, Path(temporary))
+        ours = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(temporary).iterdir()}
+    other = sorted(name for name, digest in record["files_sha256"].items() if ours.get(name) != digest)
+    if other:
+        raise ValueError(
+            f"{model} was trained on files that the recipe does not make from these data ({other[0]} differs): pass "
+            "--all-frames, which may be its training frames"
+        )
+    parts = split(samples)
+    return parts["train"], parts["test"]
 
 
 def mean_born(samples: list[Sample]) -> dict[str, float]:

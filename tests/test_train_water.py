@@ -31,7 +31,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 def test_two_epochs(shared, tmp_path):
     data = shared / "data" / "water_rpbe_d3.xyz"
-    result = run("water_rpbe_d3", "--data", data, "--epochs", "2", "--out", tmp_path)
+    result = run("water_rpbe_d3", "--data", data, "--epochs", "2", "--seed", "0", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert "epoch 2/2: loss " in result.stdout
     history = json.loads((tmp_path / "model" / "history.json").read_text())

@@ -24,19 +24,19 @@ DATA = {
 }
 
 
-def configuration(name: str, short_range: bool = False, seed: int = 0, epochs: int | None = None) -> str:
+def configuration(name: str, short_range: bool = False, seed: int | None = None, epochs: int | None = None) -> str:
     """The configuration of a bundled model as YAML.
 
     Parameters
     ----------
     short_range : of its twin without charges, everything else being equal.
-    seed : of the initial weights and of the order of frames.
+    seed : of the initial weights and of the order of frames; by default that of the file that comes with les_md.
     epochs : of a shorter (or longer) training, in which everything begins after the same share of the epochs.
 
     Raises ValueError where there are too few epochs for the stages of the model.
     """
     text = files("les_md.models").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    if not short_range and seed == 0 and epochs is None:
+    if not short_range and seed is None and epochs is None:
         return text
     settings = yaml.safe_load(text)
     training = settings["training"]
@@ -47,7 +47,9 @@ def configuration(name: str, short_range: bool = False, seed: int = 0, epochs: i
             training.pop(key, None)
     if epochs is not None:
         _stretch(training, epochs)
-    return yaml.safe_dump(settings | {"seed": seed}, sort_keys=False)
+    if seed is not None:
+        settings["seed"] = seed
+    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def _stretch(training: dict, epochs: int) -> None:
@@ -88,7 +90,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help=f"{known}. From the repository les_fit of the authors of LES")
     parser.add_argument("--out", type=Path, required=True, help="folder for data, configuration and results")
     parser.add_argument("--short-range", action="store_true", help="train the twin without charges")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and of the order of frames")
+    parser.add_argument(
+        "--seed", type=int, help="of the initial weights and of the order of frames (default: the model's)"
+    )
     parser.add_argument("--epochs", type=int, help="of a shorter training")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     return parser

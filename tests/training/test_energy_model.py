@@ -1,4 +1,4 @@
-"""What training is made of: labels, gradients, guards of bonds; and the bundled water models."""
+"""What training is made of: labels, gradients, guards of bonds."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 import les_md
 from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.electrostatics import LongRangeParameters
-from les_md.training import recipes
 from les_md.training.bond_guard import BondGuard, edges_within, strain_bonds
 from les_md.training.configuration import LossWeights
-from les_md.training.configuration_file import parse_configuration
 from les_md.training.dataset import Frame, read_frames, reference_energies
-from les_md.training.deviations import batch_loss, deviations_of
+from les_md.training.deviations import batch_loss
 from les_md.training.energy_model import EnergyModel
 from les_md.training.networks import standardise_inputs
-from les_md.training.water import split
 
 MODELS = Path(les_md.__file__).parent / "models"
 
@@ -192,39 +189,3 @@ def test_unknown_element_partial_periodicity_and_missing_file(tmp_path):
         read_frames(path, (1, 8))
     with pytest.raises(FileNotFoundError, match="no such data file"):
         read_frames(tmp_path / "absent.xyz", (1, 8))
-
-
-@pytest.mark.parametrize("name", ["water_rpbe_d3", "water_rpbe_d3_short_range"])
-def test_bundled_checkpoint(name):
-    assert (MODELS / f"{name}.pth").stat().st_size <= 1_000_000
-    checkpoint = torch.load(MODELS / f"{name}.pth", weights_only=True)
-    assert (checkpoint["long_range"] is None) == name.endswith("short_range")
-    assert checkpoint["training"]["split"] == split(40)
-    # The recipe makes the same network, with the same guard.
-    recipe = parse_configuration(recipes.configuration("water_rpbe_d3", name.endswith("short_range")), name)
-    assert checkpoint["configuration"] == recipe.model.network((1, 8), 10.0).to_dict()
-    (guard,) = recipe.training.bond_guards
-    assert BondGuard(**checkpoint["training"]["guard"]) == guard.guard((1, 8))
-
-
-@pytest.mark.parametrize("name", ["water_rpbe_d3", "water_rpbe_d3_short_range"])
-def test_bundled_model_on_frames_it_never_saw(shared, name):
-    """The errors that the card states, measured again; the model's own is at most 40 meV/Å on the test frames."""
-    checkpoint = torch.load(MODELS / f"{name}.pth", weights_only=True)
-    network = CACENetwork(CACEConfiguration(**checkpoint["configuration"])).float()
-    network.load_state_dict(checkpoint["state_dict"])
-    stored = checkpoint["long_range"]
-    model = EnergyModel(
-        network, checkpoint["reference_energies"], None if stored is None else LongRangeParameters(**stored)
-    )
-    frames = read_frames(shared / "data" / "water_rpbe_d3.xyz", (1, 8))
-    card = (MODELS / "water_rpbe_d3.md").read_text(encoding="utf-8")
-    columns = (3, 5) if stored is None else (2, 4)
-    for part in ("validation", "test"):
-        measured = deviations_of(model, [frames[i] for i in checkpoint["training"]["split"][part]]).rmse()
-        assert measured["forces"] == pytest.approx(checkpoint["training"]["errors"][part]["forces"], abs=0.01)
-        row = next(line for line in card.splitlines() if line.startswith(f"| {part}")).split("|")
-        assert row[columns[0]].strip() == f"{measured['forces']:.1f}"
-        assert row[columns[1]].strip() == f"{measured['energy']:.2f}"
-        if name == "water_rpbe_d3":
-            assert measured["forces"] <= 40.0
