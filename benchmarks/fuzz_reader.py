@@ -39,8 +39,13 @@ except ImportError:
 
 # Both interpreters of the unpickler are to be instrumented, the standard library's included.
 del sys.modules["pickle"]
-with atheris.instrument_imports(include=["les_md.checkpoint", "les_md.model_file", "pickle", "_compat_pickle"]):
-    from les_md import checkpoint, model_file
+INSTRUMENTED = [
+    "les_md.restricted_unpickler", "les_md.unpickled_values", "les_md.stand_in", "les_md.model_file", "pickle",
+    "_compat_pickle",
+]  # fmt: skip
+with atheris.instrument_imports(include=INSTRUMENTED):
+    from les_md import model_file, restricted_unpickler
+    from les_md.checkpoint_errors import CheckpointError, UnsafeCheckpointError
 
 #: What happens all the time and gives a file nothing.
 HARMLESS = {"builtins.id", "object.__getattr__", "object.__setattr__", "object.__delattr__", "sys._getframe"}
@@ -62,9 +67,9 @@ def watched(read, *arguments: object) -> str:
     watching = True
     try:
         read(*arguments)
-    except checkpoint.UnsafeCheckpointError:
+    except UnsafeCheckpointError:
         return "refused as unsafe"
-    except (checkpoint.CheckpointError, model_file.ModelFileError):
+    except (CheckpointError, model_file.ModelFileError):
         return "refused"
     except Exception as error:
         # read_checkpoint says of these that the file is damaged; the reader of metadata has no such net.
@@ -93,18 +98,19 @@ class Archive:
 
 
 def load_pickle(data: bytes) -> None:
-    checkpoint._RestrictedUnpickler(Archive(data), "a/").load()
+    restricted_unpickler.RestrictedUnpickler(Archive(data), "a/").load()
 
 
 def allow_listed_imports() -> None:
     """The unpickler may import the modules of its own list, which open files and compile as any import does."""
-    original = checkpoint._import
+    original = restricted_unpickler._import
 
     def import_listed(module: str) -> object:
         global watching
         listed = any(
-            module.startswith(entry) if entry.endswith(".") else module == entry for entry in checkpoint._MODULE_CLASSES
-        ) or any(module == known for known, _ in checkpoint._TUPLE_CLASSES)
+            module.startswith(entry) if entry.endswith(".") else module == entry
+            for entry in restricted_unpickler._MODULE_CLASSES
+        ) or any(module == known for known, _ in restricted_unpickler._TUPLE_CLASSES)
         if not listed:
             return original(module)  # which the audit will notice
         watching = False
@@ -113,7 +119,7 @@ def allow_listed_imports() -> None:
         finally:
             watching = True
 
-    checkpoint._import = import_listed
+    restricted_unpickler._import = import_listed
 
 
 def pickle_seeds() -> list[bytes]:
@@ -131,7 +137,7 @@ def dictionary() -> list[bytes]:
     words = [code.code.encode("latin1") for code in pickletools.opcodes]
     words += [f'"{key}":'.encode() for key in ("format_version", "elements", "cutoff", "num_layers", "long_range")]
     words += [b'["H", "O"]', b"1e400", b"NaN", b"null", b"-1", b"true"]
-    names = [*checkpoint._FUNCTIONS, *checkpoint._VALUES, *checkpoint._TUPLE_CLASSES]
+    names = [*restricted_unpickler._FUNCTIONS, *restricted_unpickler._VALUES, *restricted_unpickler._TUPLE_CLASSES]
     names += [("torch.nn.modules.linear", "Linear"), ("les.les", "Les"), ("os", "system"), ("builtins", "eval")]
     for module, name in names:
         words.append(f"c{module}\n{name}\n".encode())

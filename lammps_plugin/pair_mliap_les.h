@@ -38,19 +38,25 @@ class PairMLIAPLES : public Pair {
   void warn_at_rest();
 
  private:
-  void allocate();
-  void check_charges_of_others() const;
-  void check_boundaries() const;
-  void check_neighbor_settings() const;
-  double needed_ghost_cutoff() const;
-  void request_ghosts();
-  void plan(bool for_check);
-  void stop_if_any(const std::string &problem, double order = 0.0) const;
   void evaluate(const les_md::ResponseRequest &request);
+  void stop_if_any(const std::string &problem, double order = 0.0) const;
+  void plan(bool for_check);
   void reduce_density();
   std::string find_non_finite(double &nearest) const;
   void apply_forces();
   void store_charges();
+
+  // in pair_mliap_les_settings.cpp
+  void allocate();
+
+  // in pair_mliap_les_init.cpp
+  double needed_ghost_cutoff() const;
+  void request_ghosts();
+  void check_charges_of_others() const;
+  void check_boundaries() const;
+  void check_neighbor_settings() const;
+
+  // in pair_mliap_les_report.cpp
   void report_graph(const les_md::ResponseRequest &request);
 
   // in pair_mliap_les_response.cpp

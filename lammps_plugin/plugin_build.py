@@ -24,15 +24,20 @@ from les_md.cache import cache_directory
 SOURCES = (
     "fix_mliap_les_current.cpp",
     "les_model.cpp",
+    "les_model_evaluation.cpp",
     "mesh_operators.cpp",
     "pair_mliap_les.cpp",
+    "pair_mliap_les_init.cpp",
+    "pair_mliap_les_report.cpp",
     "pair_mliap_les_response.cpp",
+    "pair_mliap_les_settings.cpp",
     "plugin.cpp",
     "unique_atom_graph.cpp",
 )
 HEADERS = (
     "fix_mliap_les_current.h",
     "les_model.h",
+    "les_model_script.h",
     "mesh_operators.h",
     "pair_mliap_les.h",
     "plugin_interface.h",

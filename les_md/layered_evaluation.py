@@ -21,21 +21,11 @@ BLOCK_SIZE = 64
 WHOLE_UP_TO = 256
 
 
-class WholeEvaluation(torch.nn.Module):
-    """Of any network: all at once, keeping the tape in between."""
+class Evaluation(torch.nn.Module):
+    """What evaluations of networks share: one derivative is the first of those of ``pull_back_all``.
 
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor, List[Tensor]]:  # noqa: UP006
-        """Energy [N] and charge [N, n_q] without a tape, and what ``pull_back`` needs.
-
-        Parameters: ``edge_vectors`` [E, 3], ``edge_index`` [2, E] (centre, neighbour), ``types`` [N].
-        """
-        vectors = edge_vectors.data.clone().requires_grad_(True)
-        energy, charge = self.network(vectors, edge_index, types)
-        return energy.data, charge.data, [vectors, energy, charge]
+    Subclasses have ``forward`` and ``pull_back_all``, as ``WholeEvaluation``.
+    """
 
     @torch.jit.export
     def pull_back(
@@ -54,6 +44,23 @@ class WholeEvaluation(torch.nn.Module):
         return self.pull_back_all(
             edge_vectors, edge_index, types, state, energy_cotangent.unsqueeze(0), charge_cotangent.unsqueeze(0)
         )[0]
+
+
+class WholeEvaluation(Evaluation):
+    """Of any network: all at once, keeping the tape in between."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor, List[Tensor]]:  # noqa: UP006
+        """Energy [N] and charge [N, n_q] without a tape, and what ``pull_back`` needs.
+
+        Parameters: ``edge_vectors`` [E, 3], ``edge_index`` [2, E] (centre, neighbour), ``types`` [N].
+        """
+        vectors = edge_vectors.data.clone().requires_grad_(True)
+        energy, charge = self.network(vectors, edge_index, types)
+        return energy.data, charge.data, [vectors, energy, charge]
 
     @torch.jit.export
     def pull_back_all(
@@ -78,7 +85,7 @@ class WholeEvaluation(torch.nn.Module):
         return torch.stack(gradients)
 
 
-class LayeredEvaluation(torch.nn.Module):
+class LayeredEvaluation(Evaluation):
     """Of a network with layers (see ``architectures.registry.TrainedModel``): in blocks.
 
     Parameters: ``block_size`` and ``whole_up_to``, numbers of atoms.
@@ -124,21 +131,6 @@ class LayeredEvaluation(torch.nn.Module):
             charges.append(torch.cat(block_charges))
             state.append(features)
         return torch.stack(energies).sum(0), torch.stack(charges).sum(0), state
-
-    @torch.jit.export
-    def pull_back(
-        self,
-        edge_vectors: Tensor,
-        edge_index: Tensor,
-        types: Tensor,
-        state: List[Tensor],  # noqa: UP006
-        energy_cotangent: Tensor,
-        charge_cotangent: Tensor,
-    ) -> Tensor:
-        """As ``WholeEvaluation.pull_back``."""
-        return self.pull_back_all(
-            edge_vectors, edge_index, types, state, energy_cotangent.unsqueeze(0), charge_cotangent.unsqueeze(0)
-        )[0]
 
     @torch.jit.export
     def pull_back_all(

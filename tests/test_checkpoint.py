@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from les_md.checkpoint import CheckpointError, StandIn, UnsafeCheckpointError, read_checkpoint
+from les_md.checkpoint import read_checkpoint
+from les_md.checkpoint_errors import CheckpointError, UnsafeCheckpointError
+from les_md.stand_in import StandIn
 
 
 def write_archive(path: Path, data: bytes, storages: dict[str, bytes] | None = None) -> Path:
@@ -195,7 +197,8 @@ def test_overflows(case, tmp_path):
     body, message = OVERFLOWS[case]
     path = write_archive(tmp_path / "model.pth", program(body))
     script = (
-        "import resource, sys; from les_md.checkpoint import CheckpointError, read_checkpoint\n"
+        "import resource, sys; from les_md.checkpoint import read_checkpoint\n"
+        "from les_md.checkpoint_errors import CheckpointError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "try: read_checkpoint(sys.argv[1])\n"
         "except CheckpointError as error: print(error)"

@@ -62,7 +62,7 @@ def test_reference_page_is_that_of_the_sources(name):
 
 def test_keywords_of_the_pair_style():
     """The page has those that the source knows, each with its default."""
-    source = (ROOT / "lammps_plugin" / "pair_mliap_les.cpp").read_text()
+    source = (ROOT / "lammps_plugin" / "pair_mliap_les_settings.cpp").read_text()
     known = set(re.findall(r'keyword != "(\w+)"', source))
     assert len(known) > 5
     page = (DOCS / "pair_mliap_les.md").read_text()

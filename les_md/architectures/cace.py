@@ -18,8 +18,8 @@ from les_md.architectures.cace_network import CACEConfiguration, CACENetwork
 from les_md.architectures.cace_readout import Readout
 from les_md.architectures.direct_evaluation import DirectEvaluation
 from les_md.architectures.registry import LoadOptions, NoLatentChargesError, TrainedModel, UnsupportedModelError
-from les_md.checkpoint import StandIn
 from les_md.electrostatics.parameters import LongRangeParameters
+from les_md.stand_in import StandIn
 
 name = "cace"
 

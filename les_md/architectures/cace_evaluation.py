@@ -24,12 +24,13 @@ from les_md.architectures.cace_network import CACENetwork
 from les_md.architectures.cace_perceptrons import AffineMap, MergedReadouts
 from les_md.architectures.cace_products import InvariantProducts
 from les_md.architectures.zbl import ZBLRepulsion
+from les_md.layered_evaluation import Evaluation
 
 #: Atoms of a block on a CPU; elsewhere there is one block.
 BLOCK_SIZE = 256
 
 
-class CACEEvaluation(torch.nn.Module):
+class CACEEvaluation(Evaluation):
     """As ``layered_evaluation.WholeEvaluation`` of a CACE network.
 
     Parameters: ``network`` for which ``can_evaluate`` is true, in its final dtype; ``block_size``, a number of atoms.
@@ -239,21 +240,6 @@ class CACEEvaluation(torch.nn.Module):
         of_atoms = scales.index_select(2, types)
         shape = [features.size(0), d, d, self.num_radial, types.size(0)]
         return features.reshape(shape) * of_atoms[:, None, :, None, :]
-
-    @torch.jit.export
-    def pull_back(
-        self,
-        edge_vectors: Tensor,
-        edge_index: Tensor,
-        types: Tensor,
-        state: List[Tensor],  # noqa: UP006
-        energy_cotangent: Tensor,
-        charge_cotangent: Tensor,
-    ) -> Tensor:
-        """See ``WholeEvaluation.pull_back``."""
-        return self.pull_back_all(
-            edge_vectors, edge_index, types, state, energy_cotangent.unsqueeze(0), charge_cotangent.unsqueeze(0)
-        )[0]
 
     @torch.jit.export
     def pull_back_all(

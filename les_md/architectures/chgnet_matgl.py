@@ -22,7 +22,8 @@ from torch import Tensor
 from les_md.architectures.chgnet_layers import ACTIVATIONS
 from les_md.architectures.chgnet_network import CHGNetConfiguration, CHGNetNetwork
 from les_md.architectures.registry import UnsupportedModelError
-from les_md.checkpoint import CheckpointError, SavedFolder
+from les_md.checkpoint import SavedFolder
+from les_md.checkpoint_errors import CheckpointError
 from les_md.electrostatics.parameters import LongRangeParameters
 
 #: Of the published CHGNet-LES models, whose state dictionaries do not tell.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from les_md.architectures.chgnet_matgl import StoredModel
 from les_md.architectures.registry import OriginalResult
-from les_md.checkpoint import CheckpointError
+from les_md.checkpoint_errors import CheckpointError
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters
 

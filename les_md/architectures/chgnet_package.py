@@ -11,7 +11,7 @@ from torch import Tensor
 from les_md.architectures.chgnet_layers import ACTIVATIONS
 from les_md.architectures.chgnet_undirected_network import UndirectedCHGNetNetwork, UndirectedConfiguration
 from les_md.architectures.registry import UnsupportedModelError
-from les_md.checkpoint import CheckpointError
+from les_md.checkpoint_errors import CheckpointError
 
 #: Po, At, Rn, Fr, Ra: none of the databases that the pretrained models were trained on holds them.
 _NEVER_TRAINED = range(84, 89)

@@ -19,7 +19,7 @@ from mace.modules.symmetric_contraction import Contraction, SymmetricContraction
 from torch import Tensor
 
 from les_md.architectures.registry import UnsupportedModelError
-from les_md.checkpoint import StandIn
+from les_md.stand_in import StandIn
 
 _BY_HAND = "; convert it with `mace_cueq_to_e3nn MODEL --output_model e3nn.model --return_model` where it was trained"
 

@@ -43,7 +43,7 @@ from les_md.architectures.registry import (
     TrainedModel,
     UnsupportedModelError,
 )
-from les_md.checkpoint import CheckpointError
+from les_md.checkpoint_errors import CheckpointError
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters
 

@@ -17,7 +17,7 @@ import ase.data
 from torch import Tensor
 
 from les_md.architectures.registry import UnsupportedModelError
-from les_md.checkpoint import CheckpointError
+from les_md.checkpoint_errors import CheckpointError
 from les_md.electrostatics.parameters import NORM_FACTOR_2026, NORM_FACTOR_BEFORE_2026, LongRangeParameters
 
 #: Builders of models: of which kind, and whether their options are the full ones.

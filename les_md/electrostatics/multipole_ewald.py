@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from les_md.electrostatics.ewald import half_space_limits, reciprocal_values, structure_factor
-from les_md.electrostatics.latent_ewald import LatentEwald, three_integers
+from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.latent_layout import LatentLayout
+from les_md.electrostatics.latent_planner import three_integers
 from les_md.electrostatics.mesh import mesh_structure_factor, mesh_values
 from les_md.electrostatics.multipole_pairs import multipole_pair_values
 from les_md.electrostatics.multipole_reciprocal import combined_structure_factor, expanded_field, wave_vectors

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from les_md.architectures import LoadOptions, UnsupportedModelError, cace
-from les_md.checkpoint import StandIn
+from les_md.stand_in import StandIn
 
 
 def stand_in(class_path: str, **attributes) -> StandIn:

@@ -25,7 +25,8 @@ from les_md.architectures import LoadOptions, NoLatentChargesError, UnsupportedM
 from les_md.architectures import chgnet as adapter
 from les_md.architectures.chgnet_network import CHGNetConfiguration, CHGNetNetwork
 from les_md.architectures.direct_evaluation import DirectEvaluation
-from les_md.checkpoint import CheckpointError, SavedFolder, read_checkpoint
+from les_md.checkpoint import SavedFolder, read_checkpoint
+from les_md.checkpoint_errors import CheckpointError
 from les_md.cli import export_main
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import LongRangeParameters

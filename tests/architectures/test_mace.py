@@ -18,12 +18,13 @@ from mace import modules as mace_modules
 from mace.modules.extensions import MACELES
 
 from les_md.architectures import LoadOptions, NoLatentChargesError, UnsupportedModelError, mace
-from les_md.checkpoint import StandIn, read_checkpoint
+from les_md.checkpoint import read_checkpoint
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import NORM_FACTOR_BEFORE_2026, LongRangeParameters
 from les_md.layered_evaluation import LayeredEvaluation, WholeEvaluation
 from les_md.neighbors import NeighborList
 from les_md.potential import LESPotential
+from les_md.stand_in import StandIn
 
 NUMBERS = [1, 8, 14]
 

@@ -12,7 +12,9 @@ pytest.importorskip("mace", reason="mace-torch is not installed")
 from e3nn import o3
 
 from les_md.architectures import LoadOptions, UnsupportedModelError, mace
-from les_md.checkpoint import CheckpointError, StandIn, UnsafeCheckpointError, read_checkpoint
+from les_md.checkpoint import read_checkpoint
+from les_md.checkpoint_errors import CheckpointError, UnsafeCheckpointError
+from les_md.stand_in import StandIn
 from tests.architectures.test_mace import (
     assert_same,
     crystal,

@@ -26,7 +26,8 @@ from nequip.utils.global_state import set_global_state
 from les_md import LESCalculator, export
 from les_md.architectures import LoadOptions, UnsupportedModelError, nequip_configuration
 from les_md.architectures import nequip as adapter
-from les_md.checkpoint import CheckpointError, read_checkpoint
+from les_md.checkpoint import read_checkpoint
+from les_md.checkpoint_errors import CheckpointError
 from les_md.electrostatics.latent_ewald import LatentEwald
 from les_md.electrostatics.parameters import NORM_FACTOR_BEFORE_2026, LongRangeParameters
 from les_md.layered_evaluation import LayeredEvaluation, WholeEvaluation

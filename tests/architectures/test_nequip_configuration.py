@@ -7,7 +7,8 @@ import torch
 
 from les_md.architectures import LoadOptions, NoLatentChargesError, UnsupportedModelError, nequip
 from les_md.architectures.nequip_configuration import long_range_parameters, understand
-from les_md.checkpoint import CheckpointError, read_checkpoint
+from les_md.checkpoint import read_checkpoint
+from les_md.checkpoint_errors import CheckpointError
 from les_md.electrostatics.parameters import LongRangeParameters
 
 NEQUIP = {"_target_": "nequip.model.NequIPGNNModel", "type_names": ["O", "H"], "r_max": 4.0, "avg_num_neighbors": 9.0}

@@ -6,6 +6,7 @@ A stand-in compiler makes these tests quick; the plugin itself is compiled by th
 import dataclasses
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -229,6 +230,15 @@ def test_sources_are_installed():
     folder = les_md.lammps.source_directory()
     for name in (*plugin_build.SOURCES, *plugin_build.HEADERS, "CMakeLists.txt"):
         assert (folder / name).is_file()
+
+
+def test_lists_of_sources_are_complete():
+    """Both builds compile every source, and the digest that decides about compiling again covers every file."""
+    folder = les_md.lammps.source_directory()
+    assert sorted(path.name for path in folder.glob("*.cpp")) == list(plugin_build.SOURCES)
+    assert sorted(path.name for path in folder.glob("*.h")) == list(plugin_build.HEADERS)
+    of_cmake = re.search(r"add_library\(lesplugin MODULE ([^)]*)\)", (folder / "CMakeLists.txt").read_text())
+    assert of_cmake.group(1).split() == list(plugin_build.SOURCES)
 
 
 class TestMessages:

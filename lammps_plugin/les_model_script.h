@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+// What the sources of LESModel share: the scripted module, the plan and the state of an evaluation, and how a call of
+// libtorch that fails becomes a message. Only they include it: it brings libtorch along.
+
+#ifndef LES_MD_LES_MODEL_SCRIPT_H
+#define LES_MD_LES_MODEL_SCRIPT_H
+
+#include "les_model.h"
+
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/script.h>
+
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace les_md {
+
+using torch::Tensor;
+
+struct LESModel::Script {
+  torch::jit::Module module;
+  torch::Device device{torch::kCPU};
+  torch::jit::IValue plan;
+  Tensor cell;    // of the plan
+
+  // A part of the graph: own nodes and edges from first to before last; arguments and results of "evaluate"
+  struct Block {
+    int64_t first_node, last_node, first_edge, last_edge;
+    Tensor vectors, edge_index, types, energy, charge;
+    torch::jit::IValue state;
+  };
+  std::vector<Block> blocks;
+  Tensor charge;    // of all own nodes, and their other latent variables
+  Tensor weights;    // of the polarisation, of all own nodes
+  // Of models with latent variables beyond charges:
+  Tensor total_charge;    // with induced ones
+  Tensor density, induced_density;    // of all processes
+  Tensor field;                       // that the density gives
+  torch::jit::IValue induced{c10::List<Tensor>()};    // what "spread_induced" returned for "gather_induced"
+  Tensor rows;    // of the polarisation weights that are pulled back, where not all are
+
+  torch::jit::IValue call(const char *method, std::vector<torch::jit::IValue> arguments)
+  {
+    return module.get_method(method)(std::move(arguments));
+  }
+
+  static Tensor matrix(const double *data, int64_t rows, const torch::Device &device)
+  {
+    return torch::from_blob(const_cast<double *>(data), {rows, 3}, torch::kFloat64).clone().to(device);
+  }
+
+  Tensor plan_entry(const char *key) { return plan.toGenericDict().at(key).toTensor(); }
+
+  // "spread" and "gather" of the plan, through the compiled operators or as a whole in the file
+  bool compiled = false;
+  Tensor spread(const Tensor &positions, const Tensor &charges);
+  c10::intrusive_ptr<c10::ivalue::Tuple> gather(const torch::jit::IValue &field, const Tensor &positions,
+                                                const Tensor &charges);
+};
+
+// What went wrong, without the stack traces around it.
+std::string reason(const std::exception &error);
+
+// Runs a part of an evaluation and turns what it throws into a message for the user.
+template <class Part> void guarded(Part &&part)
+{
+  // The number of edges changes every step. The optimiser would specialise the first steps for theirs, which costs
+  // seconds for a deep network and gains nothing afterwards.
+  const torch::jit::GraphOptimizerEnabledGuard plain(false);
+  try {
+    part();
+  } catch (const std::exception &error) {
+    throw std::runtime_error(reason(error));
+  }
+}
+
+}    // namespace les_md
+
+#endif
