@@ -15,10 +15,11 @@ from ase.io import read
 from cace_network import gradient_of, measure, trained_name
 from timed_run import DATA
 
-from les_md.ahead_of_time import compile_network, load_functions
+from les_md.ahead_of_time import compile_network
 from les_md.architectures import LoadOptions, find_architecture
 from les_md.checkpoint import read_checkpoint
 from les_md.compiled_evaluation import CompiledEvaluation
+from les_md.compiled_packages import load_functions
 from les_md.models import resolve_checkpoint
 from les_md.neighbors import NeighborList
 

@@ -211,7 +211,7 @@ class CACEEvaluation(torch.nn.Module):
         a = a.reshape(self.num_monomials, -1)
         features, contractions = self.products(a)
         energy, pairs, derivative, close_centre = self.close_pairs(
-            distance.reshape(-1).index_select(0, rows) if self.has_repulsion else distance[:0, 0],
+            distance.reshape(-1).index_select(0, rows) if self.has_repulsion else distance.reshape(-1)[:0],
             centre,
             types,
             neighbour_types,
