@@ -3,11 +3,14 @@
 #include "les_model.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/cuda.h>
 #include <torch/script.h>
+#include <torch/version.h>
 
+#include "compiled_network.h"
 #include "mesh_operators.h"
 
 #include "json.h"    // nlohmann's JSON class as LAMMPS ships it
@@ -33,6 +36,10 @@ static constexpr const char *metadata_name = "les_md.json";
 // Own nodes evaluated at a time where there is no message passing: larger tensors leave the processor's cache.
 static constexpr int64_t nodes_per_block = 2048;
 
+// What compiled networks must be for: les_md/compiled_packages.py.
+static constexpr int compiled_interface = 1;
+static constexpr const char *compiled_processor = "x86-64-v3";
+
 struct LESModel::Script {
   torch::jit::Module module;
   torch::Device device{torch::kCPU};
@@ -54,6 +61,10 @@ struct LESModel::Script {
   Tensor field;                       // that the density gives
   torch::jit::IValue induced{c10::List<Tensor>()};    // what "spread_induced" returned for "gather_induced"
   Tensor rows;    // of the polarisation weights that are pulled back, where not all are
+
+  json compiled_for;    // what networks were compiled for, and their packages; null if there are none
+  std::map<std::string, std::string> packages;
+  std::unique_ptr<CompiledNetwork> network;    // where it runs compiled
 
   torch::jit::IValue call(const char *method, std::vector<torch::jit::IValue> arguments)
   {
@@ -267,6 +278,7 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
 
   script_->device = parse_device(device);
   torch::jit::ExtraFilesMap extra{{metadata_name, ""}};
+  for (const auto &package : CompiledNetwork::package_names()) extra[package.second] = "";
   try {
     script_->module = torch::jit::load(path, torch::kCPU, extra);
   } catch (const std::exception &error) {
@@ -295,9 +307,13 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
     info_.long_range = !metadata.at("long_range").is_null();
     read_latent(metadata, info_);
     info_.response = info_.long_range && format >= 4;
+    if (metadata.contains("compiled")) script_->compiled_for = metadata.at("compiled");
   } catch (const json::exception &error) {
     throw std::runtime_error("'" + path + "' holds damaged metadata in " + metadata_name + ": " + error.what());
   }
+
+  for (const auto &package : CompiledNetwork::package_names())
+    script_->packages[package.first] = std::move(extra[package.second]);
 
   std::vector<std::string> methods{"evaluate", "pull_back"};
   if (info_.long_range) methods.insert(methods.end(), {"plan", "describe", "spread", "solve", "gather"});
@@ -339,6 +355,40 @@ void LESModel::use_operators(bool compiled)
 {
   operators_wanted_ = compiled;
   planned_ = false;
+}
+
+bool LESModel::is_compiled() const
+{
+  return script_->network != nullptr;
+}
+
+std::string LESModel::use_compiled(bool compiled)
+{
+  if (!compiled) {
+    script_->network.reset();
+    return "";
+  }
+  if (script_->network && script_->device.is_cpu()) return "";
+  script_->network.reset();
+  const auto &target = script_->compiled_for;
+  if (!target.is_object()) return "no network was compiled into the file (les-export --compile)";
+  if (!script_->device.is_cpu()) return "it was compiled for the device cpu, not " + device();
+  const std::pair<const char *, json> here[] = {{"interface", compiled_interface},
+                                                {"torch", TORCH_VERSION},
+                                                {"system", "Linux"},
+                                                {"device", "cpu"},
+                                                {"processor", compiled_processor}};
+  for (const auto &[key, value] : here)
+    if (!target.contains(key) || target.at(key) != value)
+      return std::string("it was compiled for ") + key + " " + (target.contains(key) ? target.at(key).dump() : "unknown") +
+          ", this is " + value.dump();
+  const std::string capability = at::get_cpu_capability();
+  if (capability != "AVX2" && capability != "AVX512") return "it was compiled for AVX2, this processor has none";
+  for (const auto &package : script_->packages)
+    if (package.second.empty())
+      throw std::runtime_error("the model file is damaged: its metadata speak of a compiled network that it lacks");
+  guarded([&] { script_->network = std::make_unique<CompiledNetwork>(script_->module, script_->packages); });
+  return "";
 }
 
 void LESModel::set_threads(int threads)
@@ -448,7 +498,9 @@ void LESModel::forward_block(const Graph &graph, size_t number)
                       .to(device);
   block.edge_index = edge_index.to(device);
   block.types = script_->blocks.size() == 1 ? types.clone().to(device) : types.to(device);
-  const auto network = script_->call("evaluate", {block.vectors, block.edge_index, block.types}).toTuple();
+  const auto network = (script_->network ? script_->network->evaluate(block.vectors, block.edge_index, block.types)
+                                         : script_->call("evaluate", {block.vectors, block.edge_index, block.types}))
+                           .toTuple();
   block.energy = network->elements()[0].toTensor().narrow(0, 0, own);
   block.charge = network->elements()[1].toTensor().narrow(0, 0, own);
   block.state = network->elements()[2];
@@ -673,15 +725,23 @@ void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseReque
           shape[1] = nodes;
           const Tensor weights = torch::zeros(shape, script_->weights.options());
           weights.narrow(1, 0, size).copy_(script_->weights.narrow(1, block.first_node, size));
-          arguments.emplace_back(weights);
-          const auto both = script_->call("pull_back_response", std::move(arguments)).toTuple();
-          gradient = both->elements()[0].toTensor();
-          const Tensor of_weights = both->elements()[1].toTensor();
+          Tensor of_weights;
+          if (script_->network) {
+            std::tie(gradient, of_weights) = script_->network->pull_back_response(
+                block.edge_index, block.types, block.state, energy_cotangent, charge_cotangent, weights);
+          } else {
+            arguments.emplace_back(weights);
+            const auto both = script_->call("pull_back_response", std::move(arguments)).toTuple();
+            gradient = both->elements()[0].toTensor();
+            of_weights = both->elements()[1].toTensor();
+          }
           const auto ends = [&](const std::vector<int64_t> &nodes_of_edges) {
             return view(nodes_of_edges).slice(0, block.first_edge, block.last_edge).to(device);
           };
           pulled_back.index_add_(1, ends(graph.neighbour), of_weights);
           pulled_back.index_add_(1, ends(graph.centre), of_weights, -1);
+        } else if (script_->network) {
+          gradient = script_->network->pull_back(block.types, block.state, energy_cotangent, charge_cotangent);
         } else {
           gradient = script_->call("pull_back", std::move(arguments)).toTensor();
         }

@@ -46,6 +46,7 @@ class PairMLIAPLES : public Pair {
   void request_ghosts();
   void plan(bool for_check);
   void stop_if_any(const std::string &problem, double order = 0.0) const;
+  void warn_of_script(const std::string &reason);
   void evaluate(const les_md::ResponseRequest &request);
   void reduce_density();
   std::string find_non_finite(double &nearest) const;
@@ -73,7 +74,7 @@ class PairMLIAPLES : public Pair {
   bool write_charges_;
   std::string kspace_;
   double accuracy_;
-  bool slab_, fixed_kset_, compiled_operators_;
+  bool slab_, fixed_kset_, compiled_operators_, compiled_network_;
   int current_every_;
   std::vector<std::string> field_text_;    // three numbers or v_names, or nothing
   bool sum_rule_;

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+import zipfile
 from pathlib import Path
 
 import torch
 
 from les_md.architectures.cace_blocks import BlockDerivative, BlockValues
 from les_md.architectures.cace_evaluation import CACEEvaluation
-from les_md.compiled_packages import PROCESSORS, CompilationError, target
+from les_md.compiled_packages import PROCESSOR, CompilationError, target
 
 
 def check_network(evaluation: torch.nn.Module) -> None:
@@ -29,7 +31,6 @@ def compile_network(evaluation: torch.nn.Module) -> dict[str, bytes]:
     Raises CompilationError as ``check_network``, and where the compiler fails.
     """
     check_network(evaluation)
-    processor = target()["processor"]
     values, derivative = BlockValues(evaluation).eval(), BlockDerivative(evaluation).eval()
     inputs = _example(evaluation)
     with torch.no_grad():
@@ -39,9 +40,10 @@ def compile_network(evaluation: torch.nn.Module) -> dict[str, bytes]:
     table, scales, of_atoms = {0: any_size, 2: any_size}, {2: any_size}, {1: any_size}
     of_kept = ({4: any_size}, table, table, (of_atoms,) * evaluation.num_hidden)
     options = {
-        "cpp.march": processor,
-        "cpp.simdlen": 512 if processor == PROCESSORS["AVX512"] else 256,
+        "cpp.march": PROCESSOR,
+        "cpp.simdlen": 256,
         "cpp.dynamic_threads": True,  # of the process that runs it
+        "aot_inductor.enable_line_tables": False,  # half of the file, and paths of this machine
     }
     packages = {}
     try:
@@ -61,7 +63,17 @@ def _package(module: torch.nn.Module, arguments: tuple, shapes: tuple, options: 
         path = torch._inductor.aoti_compile_and_package(
             program, package_path=str(Path(folder) / "network.pt2"), inductor_configs=options
         )
-        return Path(path).read_bytes()
+        return _without_sources(Path(path).read_bytes())
+
+
+def _without_sources(package: bytes) -> bytes:
+    """The same without what it was compiled from, which loading does not need."""
+    stripped = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(package)) as archive, zipfile.ZipFile(stripped, "w") as copy:
+        for entry in archive.infolist():
+            if not entry.filename.endswith(".cpp"):
+                copy.writestr(entry, archive.read(entry))
+    return stripped.getvalue()
 
 
 def _example(evaluation: CACEEvaluation) -> tuple[torch.Tensor, torch.Tensor]:

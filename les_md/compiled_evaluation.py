@@ -18,7 +18,7 @@ class CompiledEvaluation(torch.nn.Module):
     Parameters
     ----------
     plain : ``CACEEvaluation`` of the same network without message passing, in Python or scripted.
-    values, derivative : compiled ``cace_blocks.BlockValues`` and ``BlockDerivative``; the former returns a list.
+    values, derivative : compiled ``cace_blocks.BlockValues`` and ``BlockDerivative``; both return lists of tensors.
     """
 
     def __init__(self, plain: torch.nn.Module, values: Callable, derivative: Callable) -> None:
@@ -41,7 +41,8 @@ class CompiledEvaluation(torch.nn.Module):
             nothing = torch.zeros([0], dtype=edges.dtype, device=types.device)
             return nothing, nothing.reshape(0, plain.num_charges), [order]
         vectors = edges[:, :3]
-        distance = torch.sqrt((vectors * vectors).sum(1))
+        x, y, z = vectors.unbind(1)  # sums over so few columns are slow
+        distance = torch.sqrt(x * x + y * y + z * z)
         pair_energy, pairs, slope, pair_centre = plain.close_pairs(distance, centre, types[:num_atoms], neighbour_types)
         along = (slope / distance.index_select(0, pairs)).unsqueeze(1) * vectors.index_select(0, pairs)
         state = [order, pairs, along, pair_centre]
@@ -102,7 +103,7 @@ class CompiledEvaluation(torch.nn.Module):
         for start in range(4, len(state), per_block):
             rows, table, scales, *kept = state[start : start + per_block]
             of_block = _padded(cotangent[:, first : first + table.size(0)])
-            gradient = self._derivative(table, scales, of_block, *kept)
+            (gradient,) = self._derivative(table, scales, of_block, *kept)
             parts.append(gradient.transpose(1, 2).reshape(-1, 3).index_select(0, rows))
             first += table.size(0)
         gradient = torch.cat(parts)

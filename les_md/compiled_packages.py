@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 #: Version of the functions' arguments and results: what ``CompiledEvaluation`` expects.
 INTERFACE = 1
@@ -19,8 +20,9 @@ INTERFACE = 1
 #: The functions, and packages, of a network.
 FUNCTIONS = ("values", "derivative")
 
-#: Processors that code is compiled for, by what PyTorch calls their vector instructions; each runs those before it.
-PROCESSORS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
+#: Processors that code is compiled for: those with AVX2. PyTorch's names of the instructions of those that run it.
+PROCESSOR = "x86-64-v3"
+CAPABILITIES = ("AVX2", "AVX512")
 
 
 class CompilationError(ValueError):
@@ -34,17 +36,16 @@ def target() -> dict[str, str | int]:
     """
     system, machine = platform.system(), platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
-    if (system, machine) != ("Linux", "x86_64") or capability not in PROCESSORS:
+    if (system, machine) != ("Linux", "x86_64") or capability not in CAPABILITIES:
         raise CompilationError(
-            f"compiled models are for Linux on x86_64 with AVX2 or AVX512, this is {system} on {machine} with "
-            f"{capability}"
+            f"compiled networks are for Linux on x86_64 with AVX2, this is {system} on {machine} with {capability}"
         )
     return {
         "interface": INTERFACE,
-        "torch": torch.__version__,
+        "torch": torch.__version__.split("+")[0],  # without "+cpu", which C++ does not know
         "system": system,
         "device": "cpu",
-        "processor": PROCESSORS[capability],
+        "processor": PROCESSOR,
     }
 
 
@@ -56,17 +57,13 @@ def mismatch(compiled: dict, device: torch.device) -> str:
         here = target()
     except CompilationError as error:
         return str(error)
-    for key in ("interface", "torch", "system", "device"):
-        if compiled.get(key) != here[key]:
-            return f"it was compiled for {key} {compiled.get(key)}, this is {here[key]}"
-    names = list(PROCESSORS.values())
-    processor = compiled.get("processor")
-    if processor not in names or names.index(processor) > names.index(str(here["processor"])):
-        return f"it was compiled for a processor {processor}, this is {here['processor']}"
+    for key, value in here.items():
+        if compiled.get(key) != value:
+            return f"it was compiled for {key} {compiled.get(key)}, this is {value}"
     return ""
 
 
-def load_functions(packages: Mapping[str, bytes]) -> dict[str, Callable[..., list[torch.Tensor]]]:
+def load_functions(packages: Mapping[str, bytes]) -> dict[str, Callable[..., list[Tensor]]]:
     """The functions of ``ahead_of_time.compile_network``'s packages. This runs native code of theirs.
 
     Raises RuntimeError for packages that are damaged.
@@ -76,5 +73,19 @@ def load_functions(packages: Mapping[str, bytes]) -> dict[str, Callable[..., lis
         for name in FUNCTIONS:
             path = Path(folder) / f"{name}.pt2"
             path.write_bytes(packages[name])
-            functions[name] = torch._inductor.aoti_load_package(str(path))
+            functions[name] = _Function(path)
     return functions
+
+
+class _Function:
+    """A package as a function of tensors that returns a list of tensors.
+
+    By the loader that C++ has. ``torch._inductor.aoti_load_package`` calls it too, after it has compiled a test program
+    to learn about the processor, which an installation without a compiler cannot.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+
+    def __call__(self, *arguments: Tensor) -> list[Tensor]:
+        return self._loader.run(list(arguments))

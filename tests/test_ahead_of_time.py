@@ -107,8 +107,8 @@ class TestTarget:
             ({"interface": 0}, "for interface 0, this is 1"),
             ({"system": "Plan 9"}, "for system Plan 9, this is Linux"),
             ({"device": "cuda"}, "for device cuda, this is cpu"),
-            ({"processor": "x86-64-v9"}, "for a processor x86-64-v9, this is"),
-            ({"processor": []}, "for a processor"),
+            ({"processor": "x86-64-v9"}, "for processor x86-64-v9, this is x86-64-v3"),
+            ({"processor": []}, "for processor"),
         ],
     )
     def test_elsewhere(self, changes, message):
@@ -117,16 +117,14 @@ class TestTarget:
     def test_another_device(self):
         assert "not cuda" in packages.mismatch(packages.target(), torch.device("cuda"))
 
-    def test_older_processors(self, monkeypatch):
+    def test_processors(self, monkeypatch):
+        here = packages.target()
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-        newer = packages.target()
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-        older = packages.target()
-        assert "x86-64-v4, this is x86-64-v3" in packages.mismatch(newer, torch.device("cpu"))
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-        assert packages.mismatch(older, torch.device("cpu")) == ""
+        assert packages.mismatch(here, torch.device("cpu")) == ""
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-        assert "with AVX2 or AVX512" in packages.mismatch(older, torch.device("cpu"))
+        assert "with AVX2, this is Linux on x86_64 with DEFAULT" in packages.mismatch(here, torch.device("cpu"))
+        with pytest.raises(CompilationError, match="with AVX2, this is"):
+            export("water_rpbe_d3", "nowhere.pt", compile=True)
 
 
 def structures():

@@ -90,8 +90,8 @@ class BlockDerivative(torch.nn.Module):
         radial: Tensor,
         slopes: Tensor,
         *hidden: Tensor,
-    ) -> Tensor:
-        """Derivative [N, 3, w] by the vectors of ``table`` of Σ values · ``cotangent`` [1 + n_q, N].
+    ) -> tuple[Tensor]:
+        """Derivative [N, 3, w], alone, by the vectors of ``table`` of Σ values · ``cotangent`` [1 + n_q, N].
 
         The first two parameters are those of ``BlockValues``, the last ones what it returned.
         """
@@ -128,7 +128,7 @@ class BlockDerivative(torch.nn.Module):
         inverse, inverse_shifted = distance.reciprocal(), (distance + 1e-9).reciprocal()
         projection = of_unit[0] * unit[0] + of_unit[1] * unit[1] + of_unit[2] * unit[2]
         along = (along - inverse_shifted * projection) * inverse
-        return torch.stack([of_unit[i] * inverse_shifted + table[:, i] * along for i in range(3)], 1)
+        return (torch.stack([of_unit[i] * inverse_shifted + table[:, i] * along for i in range(3)], 1),)
 
 
 def _unit_vectors(table: Tensor) -> tuple[Tensor, list[Tensor]]:
