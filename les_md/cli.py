@@ -60,8 +60,8 @@ def export_parser() -> argparse.ArgumentParser:
         "--compile",
         action="store_true",
         help="put the network, compiled for this version of PyTorch and processors with AVX2, into the file besides; "
-        "ASE and OpenMM run it where they are asked to (compiled=True). For CACE models without message passing, on "
-        "Linux on x86_64; needs a C++ compiler, and minutes",
+        "engines run it where they are asked to (compiled=True; in LAMMPS, compiled yes). For CACE models without "
+        "message passing, on Linux on x86_64; needs a C++ compiler, and minutes",
     )
     return parser
 

@@ -86,7 +86,7 @@ def export(
     radial : "exact", or "spline": radial networks (of MACE) as splines of the distance, faster, with the error in the
         metadata; refused beyond 1e-6.
     compile : put the network, compiled for this version of PyTorch and processors with AVX2, into the file besides.
-        Python engines run it where they are asked to (``compiled``), everything else runs TorchScript as before. For
+        Engines run it where they are asked to (``compiled``), everything else runs TorchScript as before. For
         CACE models without message passing, on Linux on x86_64, with a C++ compiler; takes minutes.
 
     Raises

@@ -21,7 +21,7 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="session", params=["water_rpbe_d3 float64", "organics_wb97m float32"])
+@pytest.fixture(scope="session", params=["water_rpbe_d3 float32", "organics_wb97m float64"])
 def compiled_model(request, tmp_path_factory) -> Path:
     """A bundled model exported with its network compiled, by the command."""
     from les_md.cli import export_main
