@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ase.data
 import numpy as np
@@ -57,7 +57,7 @@ class ExportedModel:
         self.path = path
         self.content = content
         self.device = device or torch.device("cpu")
-        self.module = module
+        self.module: Any = module  # type checkers do not know the methods of scripts
         self.is_compiled = isinstance(module, CompiledPotential)
         self.metadata = metadata
         self.elements: list[str] = list(metadata["elements"])
