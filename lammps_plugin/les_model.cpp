@@ -9,7 +9,9 @@
 #include "json.h"    // nlohmann's JSON class as LAMMPS ships it
 
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <torch/cuda.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <cctype>
@@ -25,6 +27,10 @@ using LAMMPS_NS::json;
 
 static constexpr int oldest_format = 3, newest_format = 5;
 static constexpr const char *metadata_name = "les_md.json";
+
+// What compiled networks must be for: les_md/compiled_packages.py.
+static constexpr int compiled_interface = 1;
+static constexpr const char *compiled_processor = "x86-64-v3";
 
 namespace {
 
@@ -111,6 +117,7 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
 
   script_->device = parse_device(device);
   torch::jit::ExtraFilesMap extra{{metadata_name, ""}};
+  for (const auto &package : CompiledNetwork::package_names()) extra[package.second] = "";
   try {
     script_->module = torch::jit::load(path, torch::kCPU, extra);
   } catch (const std::exception &error) {
@@ -139,9 +146,13 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
     info_.long_range = !metadata.at("long_range").is_null();
     read_latent(metadata, info_);
     info_.response = info_.long_range && format >= 4;
+    if (metadata.contains("compiled")) script_->compiled_for = metadata.at("compiled");
   } catch (const json::exception &error) {
     throw std::runtime_error("'" + path + "' holds damaged metadata in " + metadata_name + ": " + error.what());
   }
+
+  for (const auto &package : CompiledNetwork::package_names())
+    script_->packages[package.first] = std::move(extra[package.second]);
 
   std::vector<std::string> methods{"evaluate", "pull_back"};
   if (info_.long_range) methods.insert(methods.end(), {"plan", "describe", "spread", "solve", "gather"});
@@ -183,6 +194,40 @@ void LESModel::use_operators(bool compiled)
 {
   operators_wanted_ = compiled;
   planned_ = false;
+}
+
+bool LESModel::is_compiled() const
+{
+  return script_->network != nullptr;
+}
+
+std::string LESModel::use_compiled(bool compiled)
+{
+  if (!compiled) {
+    script_->network.reset();
+    return "";
+  }
+  if (script_->network && script_->device.is_cpu()) return "";
+  script_->network.reset();
+  const auto &target = script_->compiled_for;
+  if (!target.is_object()) return "no network was compiled into the file (les-export --compile)";
+  if (!script_->device.is_cpu()) return "it was compiled for the device cpu, not " + device();
+  const std::pair<const char *, json> here[] = {{"interface", compiled_interface},
+                                                {"torch", TORCH_VERSION},
+                                                {"system", "Linux"},
+                                                {"device", "cpu"},
+                                                {"processor", compiled_processor}};
+  for (const auto &[key, value] : here)
+    if (!target.contains(key) || target.at(key) != value)
+      return std::string("it was compiled for ") + key + " " + (target.contains(key) ? target.at(key).dump() : "unknown") +
+          ", this is " + value.dump();
+  const std::string capability = at::get_cpu_capability();
+  if (capability != "AVX2" && capability != "AVX512") return "it was compiled for AVX2, this processor has none";
+  for (const auto &package : script_->packages)
+    if (package.second.empty())
+      throw std::runtime_error("the model file is damaged: its metadata speak of a compiled network that it lacks");
+  guarded([&] { script_->network = std::make_unique<CompiledNetwork>(script_->module, script_->packages); });
+  return "";
 }
 
 void LESModel::set_threads(int threads)

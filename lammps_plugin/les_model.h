@@ -99,6 +99,11 @@ class LESModel {
   // the mesh's loops are those in the file; results differ by rounding.
   void use_operators(bool compiled);
 
+  // Whether the network runs as les-export --compile compiled it, which loads native code of the file. Returns why it
+  // cannot, if that is asked for; then TorchScript runs.
+  std::string use_compiled(bool compiled);
+  bool is_compiled() const;
+
   // How the long-range sum is done from now on. The same request as the last one costs nothing.
   void plan(const PlanRequest &request);
   // The plan in words.

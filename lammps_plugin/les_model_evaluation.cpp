@@ -129,7 +129,9 @@ void LESModel::forward_block(const Graph &graph, size_t number)
                       .to(device);
   block.edge_index = edge_index.to(device);
   block.types = script_->blocks.size() == 1 ? types.clone().to(device) : types.to(device);
-  const auto network = script_->call("evaluate", {block.vectors, block.edge_index, block.types}).toTuple();
+  const auto network = (script_->network ? script_->network->evaluate(block.vectors, block.edge_index, block.types)
+                                         : script_->call("evaluate", {block.vectors, block.edge_index, block.types}))
+                           .toTuple();
   block.energy = network->elements()[0].toTensor().narrow(0, 0, own);
   block.charge = network->elements()[1].toTensor().narrow(0, 0, own);
   block.state = network->elements()[2];
@@ -354,15 +356,23 @@ void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseReque
           shape[1] = nodes;
           const Tensor weights = torch::zeros(shape, script_->weights.options());
           weights.narrow(1, 0, size).copy_(script_->weights.narrow(1, block.first_node, size));
-          arguments.emplace_back(weights);
-          const auto both = script_->call("pull_back_response", std::move(arguments)).toTuple();
-          gradient = both->elements()[0].toTensor();
-          const Tensor of_weights = both->elements()[1].toTensor();
+          Tensor of_weights;
+          if (script_->network) {
+            std::tie(gradient, of_weights) = script_->network->pull_back_response(
+                block.edge_index, block.types, block.state, energy_cotangent, charge_cotangent, weights);
+          } else {
+            arguments.emplace_back(weights);
+            const auto both = script_->call("pull_back_response", std::move(arguments)).toTuple();
+            gradient = both->elements()[0].toTensor();
+            of_weights = both->elements()[1].toTensor();
+          }
           const auto ends = [&](const std::vector<int64_t> &nodes_of_edges) {
             return view(nodes_of_edges).slice(0, block.first_edge, block.last_edge).to(device);
           };
           pulled_back.index_add_(1, ends(graph.neighbour), of_weights);
           pulled_back.index_add_(1, ends(graph.centre), of_weights, -1);
+        } else if (script_->network) {
+          gradient = script_->network->pull_back(block.types, block.state, energy_cotangent, charge_cotangent);
         } else {
           gradient = script_->call("pull_back", std::move(arguments)).toTensor();
         }

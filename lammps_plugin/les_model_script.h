@@ -5,12 +5,17 @@
 #ifndef LES_MD_LES_MODEL_SCRIPT_H
 #define LES_MD_LES_MODEL_SCRIPT_H
 
+#include "compiled_network.h"
 #include "les_model.h"
+
+#include "json.h"    // nlohmann's JSON class as LAMMPS ships it
 
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/script.h>
 
 #include <exception>
+#include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -41,6 +46,10 @@ struct LESModel::Script {
   Tensor field;                       // that the density gives
   torch::jit::IValue induced{c10::List<Tensor>()};    // what "spread_induced" returned for "gather_induced"
   Tensor rows;    // of the polarisation weights that are pulled back, where not all are
+
+  LAMMPS_NS::json compiled_for;    // what networks were compiled for; null if there are none
+  std::map<std::string, std::string> packages;
+  std::unique_ptr<CompiledNetwork> network;    // where it runs compiled
 
   torch::jit::IValue call(const char *method, std::vector<torch::jit::IValue> arguments)
   {

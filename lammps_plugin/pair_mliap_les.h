@@ -40,6 +40,7 @@ class PairMLIAPLES : public Pair {
  private:
   void evaluate(const les_md::ResponseRequest &request);
   void stop_if_any(const std::string &problem, double order = 0.0) const;
+  void warn_of_script(const std::string &reason);
   void plan(bool for_check);
   void reduce_density();
   std::string find_non_finite(double &nearest) const;
@@ -79,7 +80,7 @@ class PairMLIAPLES : public Pair {
   bool write_charges_;
   std::string kspace_;
   double accuracy_;
-  bool slab_, fixed_kset_, compiled_operators_;
+  bool slab_, fixed_kset_, compiled_operators_, compiled_network_;
   int current_every_;
   std::vector<std::string> field_text_;    // three numbers or v_names, or nothing
   bool sum_rule_;

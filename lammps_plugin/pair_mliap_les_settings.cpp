@@ -35,6 +35,7 @@ void PairMLIAPLES::settings(int narg, char **arg)
   accuracy_ = 1e-5;
   slab_ = fixed_kset_ = false;
   compiled_operators_ = true;
+  compiled_network_ = false;
   current_every_ = 0;
   field_text_.clear();
   sum_rule_ = false;
@@ -43,10 +44,10 @@ void PairMLIAPLES::settings(int narg, char **arg)
     const std::string keyword = arg[iarg];
     if (keyword != "device" && keyword != "threads" && keyword != "kspace" && keyword != "accuracy" &&
         keyword != "kset" && keyword != "slab" && keyword != "charges" && keyword != "current" &&
-        keyword != "efield" && keyword != "asr" && keyword != "operators")
+        keyword != "efield" && keyword != "asr" && keyword != "operators" && keyword != "compiled")
       error->all(FLERR,
                  "Unknown pair_style mliap/les keyword '{}': known are kspace, accuracy, kset, slab, charges, current, "
-                 "efield, asr, operators, threads, device",
+                 "efield, asr, operators, compiled, threads, device",
                  keyword);
     if (iarg + 1 >= narg) error->all(FLERR, "Pair_style mliap/les keyword '{}' needs a value", keyword);
     const std::string value = arg[iarg + 1];
@@ -70,6 +71,8 @@ void PairMLIAPLES::settings(int narg, char **arg)
       if (value != "compiled" && value != "file")
         error->all(FLERR, "Unknown pair_style mliap/les operators '{}': give compiled or file", value);
       compiled_operators_ = value == "compiled";
+    } else if (keyword == "compiled") {
+      compiled_network_ = utils::logical(FLERR, value, false, lmp) == 1;
     } else if (keyword == "slab") {
       slab_ = utils::logical(FLERR, value, false, lmp) == 1;
     } else if (keyword == "current") {
@@ -88,16 +91,24 @@ void PairMLIAPLES::settings(int narg, char **arg)
   }
 
   update_current_fix();
-  std::string problem;
+  std::string problem, in_script;
   if (model_) {    // the same style named again: pair_coeff stays valid
     try {
       model_->move_to(device_);
       model_->use_operators(compiled_operators_);
+      in_script = model_->use_compiled(compiled_network_);
     } catch (const std::exception &failure) {
       problem = failure.what();
     }
   }
   stop_if_any(problem);
+  warn_of_script(in_script);
+}
+
+// Of this process alone: others may have another processor.
+void PairMLIAPLES::warn_of_script(const std::string &reason)
+{
+  if (!reason.empty()) error->warning(FLERR, "Pair style mliap/les runs the network in TorchScript: {}", reason);
 }
 
 /* ---------------------------------------------------------------------- */
@@ -112,18 +123,20 @@ void PairMLIAPLES::coeff(int narg, char **arg)
                narg - 3, atom->ntypes);
 
   const std::string path = utils::get_potential_file_path(arg[2]);
-  std::string problem;
+  std::string problem, in_script;
   if (path.empty()) {
     problem = fmt::format("model file '{}' not found", arg[2]);
   } else {
     try {
       model_ = std::make_unique<les_md::LESModel>(path, device_);
       model_->use_operators(compiled_operators_);
+      in_script = model_->use_compiled(compiled_network_);
     } catch (const std::exception &failure) {
       problem = failure.what();
     }
   }
   stop_if_any(problem);
+  warn_of_script(in_script);
   graph_reported_ = false;
   const auto &info = model_->info();
 
@@ -155,8 +168,8 @@ void PairMLIAPLES::coeff(int narg, char **arg)
   update_current_fix();
   const int threads = threads_ > 0 ? threads_ : comm->nthreads;
   if (comm->me == 0)
-    utils::logmesg(lmp, "mliap/les: {} ({}, {}), types{}, cutoff {:g}{}, {}, device {}, {} thread{}\n", arg[2],
-                   info.architecture, info.dtype, mapping, info.cutoff, info.latent,
-                   info.long_range ? "kspace " + kspace_ : "short range only", model_->device(), threads,
+    utils::logmesg(lmp, "mliap/les: {} ({}, {}{}), types{}, cutoff {:g}{}, {}, device {}, {} thread{}\n", arg[2],
+                   info.architecture, info.dtype, model_->is_compiled() ? ", compiled" : "", mapping, info.cutoff,
+                   info.latent, info.long_range ? "kspace " + kspace_ : "short range only", model_->device(), threads,
                    threads == 1 ? "" : "s");
 }

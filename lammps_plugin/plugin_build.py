@@ -22,6 +22,7 @@ from pathlib import Path
 from les_md.cache import cache_directory
 
 SOURCES = (
+    "compiled_network.cpp",
     "fix_mliap_les_current.cpp",
     "les_model.cpp",
     "les_model_evaluation.cpp",
@@ -35,6 +36,7 @@ SOURCES = (
     "unique_atom_graph.cpp",
 )
 HEADERS = (
+    "compiled_network.h",
     "fix_mliap_les_current.h",
     "les_model.h",
     "les_model_script.h",

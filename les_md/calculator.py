@@ -11,7 +11,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from les_md.evaluator import PotentialEvaluator
-from les_md.model_file import ExportedModel, load
+from les_md.model_file import ExportedModel, load, load_bytes
 
 
 class LESCalculator(Calculator):
@@ -21,6 +21,7 @@ class LESCalculator(Calculator):
     ----------
     model : path of a file written by ``les-export``, or what ``les_md.load`` returned.
     device : torch device, default "cpu".
+    compiled : run the network as ``les-export --compile`` compiled it, as of ``les_md.load``.
     skin : Å added to the cutoff of the neighbour list, so that it need not be searched every step.
     kspace : "ewald" (the model's own sum term by term; over all pairs for an isolated system), "mesh", or "auto" for
         the faster of the two.
@@ -76,10 +77,15 @@ class LESCalculator(Calculator):
         slab: bool = False,
         electric_field: Sequence[float] | None = None,
         sum_rule: bool = False,
+        compiled: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        self.model = model if isinstance(model, ExportedModel) else load(model, device=device)
+        if not isinstance(model, ExportedModel):
+            model = load(model, device, compiled)
+        elif compiled and not model.is_compiled:
+            model = load_bytes(model.content, str(model.path), model.device, compiled)
+        self.model = model
         self.evaluator = PotentialEvaluator(self.model, skin, kspace, accuracy, slab)
         self.electric_field = None
         if electric_field is not None:

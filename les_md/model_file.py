@@ -7,18 +7,25 @@ import json
 import math
 import os
 import tempfile
+import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ase.data
 import numpy as np
 import torch
 
+from les_md.compiled_packages import FUNCTIONS, load_functions, mismatch
+from les_md.compiled_potential import CompiledPotential
 from les_md.electrostatics.latent_layout import LatentLayout
-from les_md.potential import READABLE_VERSIONS
+from les_md.potential import READABLE_VERSIONS, LESPotential
 
 METADATA_NAME = "les_md.json"
+
+#: Entries of the archive with what was compiled ahead of time, by function.
+PACKAGE_NAMES = {function: f"les_md_{function}.pt2" for function in FUNCTIONS}
 
 
 class ModelFileError(ValueError):
@@ -30,7 +37,8 @@ class ExportedModel:
 
     Attributes
     ----------
-    module : the scripted ``LESPotential`` (its methods are the contract of the file).  device : where it is.
+    module : the scripted ``LESPotential`` (its methods are the contract of the file), or a ``CompiledPotential`` of it.
+    device : where it is.  is_compiled : whether the network runs as it was compiled ahead of time.
     content : the bytes of the file that ``module`` was read from, whatever became of the file since.
     metadata : what ``les-export`` recorded, as ``les-md info`` prints it.
     elements : chemical symbols in type order.  cutoff : Å.  num_layers : message-passing depth.
@@ -41,7 +49,7 @@ class ExportedModel:
     def __init__(
         self,
         path: Path,
-        module: torch.jit.ScriptModule,
+        module: torch.jit.ScriptModule | LESPotential,
         metadata: dict,
         device: torch.device | None = None,
         content: bytes = b"",
@@ -49,7 +57,8 @@ class ExportedModel:
         self.path = path
         self.content = content
         self.device = device or torch.device("cpu")
-        self.module = module
+        self.module: Any = module  # type checkers do not know the methods of scripts
+        self.is_compiled = isinstance(module, CompiledPotential)
         self.metadata = metadata
         self.elements: list[str] = list(metadata["elements"])
         self.cutoff = float(metadata["cutoff"])
@@ -71,10 +80,17 @@ class ExportedModel:
         return np.array([index[int(z)] for z in atomic_numbers], dtype=np.int64)
 
 
-def write(path: str | Path, module: torch.jit.ScriptModule, metadata: dict) -> None:
-    """Write an exported file so that a reader sees the whole file or none."""
+def write(
+    path: str | Path, module: torch.jit.ScriptModule, metadata: dict, packages: Mapping[str, bytes] | None = None
+) -> None:
+    """Write an exported file so that a reader sees the whole file or none.
+
+    ``packages`` are those of ``ahead_of_time.compile_network``, which ``metadata["compiled"]`` describes.
+    """
     # By way of memory: torch puts the name of a file that it writes to into the archive, and that one is temporary.
-    content = module.save_to_buffer(_extra_files={METADATA_NAME: json.dumps(metadata, indent=1)})
+    files: dict[str, str | bytes] = {METADATA_NAME: json.dumps(metadata, indent=1)}
+    files.update((PACKAGE_NAMES[function], package) for function, package in (packages or {}).items())
+    content = module.save_to_buffer(_extra_files=files)
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(descriptor)
@@ -167,20 +183,28 @@ def _wrong_metadata(metadata: dict) -> str:
     return ""
 
 
-def load(path: str | Path, device: str | torch.device | None = "cpu") -> ExportedModel:
+def load(path: str | Path, device: str | torch.device | None = "cpu", compiled: bool = False) -> ExportedModel:
     """Load a file written by ``les-export``.
 
-    Parameters: ``path`` of the file, ``device`` to put it on (None: "cuda" where there is one, else "cpu").
+    Parameters
+    ----------
+    path : of the file.
+    device : to put it on (None: "cuda" where there is one, else "cpu").
+    compiled : run the network as ``les-export --compile`` compiled it, where that was for this version of PyTorch, this
+        device and this processor; elsewhere a UserWarning says why TorchScript runs. **What was compiled is native
+        code: ask for it only with files from people you trust.**
 
     Raises: as ``read_metadata``, and ValueError for a device that cannot be used.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no model file {path}")
-    return load_bytes(Path(path).read_bytes(), str(path), device)
+    return load_bytes(Path(path).read_bytes(), str(path), device, compiled)
 
 
-def load_bytes(content: bytes, name: str, device: str | torch.device | None = "cpu") -> ExportedModel:
-    """Load the ``content`` of a file written by ``les-export``; ``name`` is for messages, ``device`` as of ``load``.
+def load_bytes(
+    content: bytes, name: str, device: str | torch.device | None = "cpu", compiled: bool = False
+) -> ExportedModel:
+    """Load the ``content`` of a file written by ``les-export``; ``name`` is for messages, the others as of ``load``.
 
     Raises: as ``load``.
     """
@@ -190,7 +214,34 @@ def load_bytes(content: bytes, name: str, device: str | torch.device | None = "c
         module = torch.jit.load(io.BytesIO(content), map_location=device)
     except (RuntimeError, UnicodeDecodeError) as error:
         raise ModelFileError(f"{name} is damaged: {error}") from error
-    return ExportedModel(Path(name), module.eval(), metadata, device, content)
+    module = module.eval()
+    if compiled:
+        reason = _not_compiled(metadata, device)
+        if reason:
+            warnings.warn(f"{name} runs in TorchScript: {reason}", stacklevel=3)
+        else:
+            module = CompiledPotential(module, load_functions(_packages(content, name)))
+    return ExportedModel(Path(name), module, metadata, device, content)
+
+
+def _not_compiled(metadata: dict, device: torch.device) -> str:
+    """Why nothing that was compiled can run on ``device``; empty if it can."""
+    target = metadata.get("compiled")
+    if not isinstance(target, dict):
+        return "no network was compiled into it (les-export --compile)"
+    reason = mismatch(target, device)
+    return f"{reason}. Export it here with les-export --compile" if reason else ""
+
+
+def _packages(content: bytes, name: str) -> dict[str, bytes]:
+    packages = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for function, package in PACKAGE_NAMES.items():
+            entries = [entry for entry in archive.namelist() if entry.endswith(f"/extra/{package}")]
+            if not entries:
+                raise ModelFileError(f"{name} is damaged: its metadata speak of a compiled network that it lacks")
+            packages[function] = archive.read(entries[0])
+    return packages
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:

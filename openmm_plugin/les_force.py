@@ -40,6 +40,7 @@ class LESForce:
     backend : "python", "torchforce" or "auto" (see Backends).
     device : torch device of the network for the ``python`` backend, default "cuda" where there is one, else "cpu".
         With ``torchforce`` the platform decides, and only None is accepted.
+    compiled : run the network as ``les-export --compile`` compiled it, as of ``les_md.load``; ``python`` backend only.
     kspace, accuracy : the long-range sum: "ewald" (the model's own sum term by term), "mesh", or "auto" for the faster
         of the two; relative root-mean-square error of the long-range forces by the mesh.
     kset : "follow" takes the wave vectors of the present box, as the reference does; with "fixed" their set stays that
@@ -120,14 +121,16 @@ class LESForce:
     never set, energies that are not finite.
     """
 
+    #: Whether the backend can run compiled networks.
+    _runs_compiled = False
     #: Why the backend was chosen.
     _reason = "asked for"
     _default_device: str | None = None
 
-    def __new__(cls, *args, backend: str = "auto", device: str | None = None, **kwargs):
+    def __new__(cls, *args, backend: str = "auto", device: str | None = None, compiled: bool = False, **kwargs):
         if cls is not LESForce:
             return super().__new__(cls)
-        kind, reason = _choose_backend(backend, device)
+        kind, reason = _choose_backend(backend, device, compiled)
         force = super().__new__(kind)
         force._reason = reason
         return force
@@ -140,6 +143,7 @@ class LESForce:
         atoms: Iterable[int] | None = None,
         backend: str = "auto",
         device: str | None = None,
+        compiled: bool = False,
         kspace: str = "auto",
         accuracy: float = 1e-5,
         kset: str = "follow",
@@ -161,9 +165,12 @@ class LESForce:
             raise ValueError("kset='fixed' needs a periodic topology with box vectors, or system=...")
         device = device or self._default_device
         if not isinstance(model, ExportedModel):
-            model = load(model, device)
-        elif device is not None and usable_device(device) != model.device:
-            model = load_bytes(model.content, str(model.path), device)
+            model = load(model, device, compiled)
+        else:
+            compiled = (compiled or model.is_compiled) and self._runs_compiled
+            elsewhere = device is not None and usable_device(device) != model.device
+            if elsewhere or compiled != model.is_compiled:
+                model = load_bytes(model.content, str(model.path), device or model.device, compiled)
         self.model = model
         self.atoms = chosen
         #: Components of the electric field in new Contexts, kJ/(mol nm e); None for no field.
@@ -199,6 +206,7 @@ class LESForce:
             model=self.model,
             has_field=electric_field is not None,
             sum_rule=sum_rule,
+            compiled=compiled,
         )
         if electric_field is not None:
             self.computation.evaluator.check_field()
@@ -245,8 +253,11 @@ class LESForce:
 class PythonLESForce(LESForce, openmm.PythonForce):
     """LESForce by OpenMM's PythonForce; made by ``LESForce(..., backend="python")``."""
 
+    _runs_compiled = True
+
     def describe_backend(self) -> str:
-        return f"LESForce: {self.model.path.name} by PythonForce on {self.model.device} ({self._reason})"
+        name = f"{self.model.path.name}{', compiled,' if self.model.is_compiled else ''}"
+        return f"LESForce: {name} by PythonForce on {self.model.device} ({self._reason})"
 
     def _create(self) -> None:
         # Not PythonForce's own subsets of particles: OpenMM does not compare them with the System's number of
@@ -278,11 +289,15 @@ def _state_of(context: openmm.Context) -> openmm.State:
     return context.getState(positions=True, parameters=True)
 
 
-def _choose_backend(backend: str, device: str | None) -> tuple[type[LESForce], str]:
+def _choose_backend(backend: str, device: str | None, compiled: bool) -> tuple[type[LESForce], str]:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     if backend == "python":
         return PythonLESForce, "asked for"
+    if compiled:
+        if backend == "torchforce":
+            raise ValueError("backend 'torchforce' runs TorchScript: compiled=True needs backend 'python'")
+        return PythonLESForce, "the only one that runs compiled networks"
     if device is not None:
         if backend == "torchforce":
             raise ValueError(f"device={device!r}: with backend 'torchforce' the platform decides where the model runs")

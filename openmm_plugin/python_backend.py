@@ -45,7 +45,7 @@ class Computation:
     periodic : whether the State's box is used.
     expected_box : [3, 3] nm or None; an untouched default box of OpenMM is refused if this differs from it.
     kset_box : [3, 3] nm, the box whose set of wave vectors is kept; None for that of the State's box.
-    device, kspace, accuracy : as in ``LESForce``.
+    device, kspace, accuracy, compiled : as in ``LESForce``.
     has_field : whether the State's ``FIELD_PARAMETERS`` are an electric field that acts on the atoms.
     sum_rule : as in ``LESForce``.
     """
@@ -66,6 +66,7 @@ class Computation:
         model: ExportedModel | None = None,
         has_field: bool = False,
         sum_rule: bool = False,
+        compiled: bool = False,
     ) -> None:
         #: The arguments, as they are serialised.
         self.settings = {
@@ -82,6 +83,7 @@ class Computation:
             "accuracy": accuracy,
             "has_field": has_field,
             "sum_rule": sum_rule,
+            "compiled": compiled,
         }
         self._particles = None if particles is None else np.array(particles, dtype=np.int64)
         # OpenMM 8.5 crashes in the first evaluation unless one of these has set up its use of numpy, as happens where a
@@ -108,7 +110,9 @@ class Computation:
             if self._evaluator is None:
                 settings = self.settings
                 try:
-                    model = load_bytes(settings["model_bytes"], settings["model_name"], settings["device"])
+                    model = load_bytes(
+                        settings["model_bytes"], settings["model_name"], settings["device"], settings["compiled"]
+                    )
                 except ModelFileError as error:
                     raise ModelFileError(f"the model inside this serialised LESForce: {error}") from error
                 self._prepare(model)

@@ -19,3 +19,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the reference data and published checkpoints (../shared) are not here")
     return SHARED
+
+
+@pytest.fixture(scope="session", params=["water_rpbe_d3 float32", "organics_wb97m float64"])
+def compiled_model(request, tmp_path_factory) -> Path:
+    """A bundled model exported with its network compiled, by the command."""
+    from les_md.cli import export_main
+
+    name, dtype = request.param.split()
+    path = tmp_path_factory.mktemp("compiled") / f"{name}_water.pt"
+    assert export_main([name, "-o", str(path), "--dtype", dtype, "--compile"]) == 0
+    return path

@@ -84,28 +84,12 @@ class CACEEvaluation(Evaluation):
 
     def forward(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[Tensor, Tensor, List[Tensor]]:  # noqa: UP006
         """See ``WholeEvaluation.forward``."""
-        vectors = edge_vectors.data
-        centre, neighbour = edge_index[0], edge_index[1]
-        order = torch.empty([0], dtype=centre.dtype, device=centre.device)
-        if not bool((centre[1:] >= centre[:-1]).all().item()):  # as those of neighbour lists mostly are
-            order = torch.argsort(centre, stable=True)
-            vectors = vectors.index_select(0, order)
-            centre, neighbour = centre.index_select(0, order), neighbour.index_select(0, order)
-        num_nodes = types.size(0)
-        # Of a part of a system, the last nodes are neighbours only. Outputs are computed up to the last centre and one
-        # node beyond, which stands for all further ones: none of them has a neighbour.
-        last_centre = int(centre[-1].item()) if centre.size(0) > 0 else -1
-        num_atoms = min(num_nodes, last_centre + 2)
-        counts = torch.bincount(centre, minlength=num_atoms)
-        first_edges = torch.cumsum(counts, 0) - counts
-        size = self.block_size if vectors.device.type == "cpu" else max(num_atoms, 1)
-        starts: List[int] = first_edges[::size].tolist()  # noqa: UP006
-        starts.append(centre.size(0))
-        slots = torch.arange(centre.size(0), device=centre.device) - first_edges.index_select(0, centre)
-        neighbour_types = types.index_select(0, neighbour)
-        embedding = self.neighbour_embedding.index_select(0, neighbour_types)
-        edges = torch.cat([vectors.to(self.dtype), embedding], dim=1)
-
+        arranged, starts = self.arrange(edge_vectors, edge_index, types)
+        order, centre, neighbour, neighbour_types, edges, counts, slots = (
+            arranged[0], arranged[1], arranged[2], arranged[3], arranged[4], arranged[5], arranged[6]
+        )  # fmt: skip
+        num_nodes, num_atoms = types.size(0), counts.size(0)
+        size = self.size_of_blocks(counts)
         state: List[Tensor] = [order]  # noqa: UP006
         if num_atoms == 0:
             nothing = torch.zeros([0], dtype=self.dtype, device=types.device)
@@ -142,6 +126,68 @@ class CACEEvaluation(Evaluation):
             values = torch.cat([values, values[:, -1:].expand(-1, num_nodes - num_atoms)], dim=1)
         return values[0], values[1:].t(), state
 
+    @torch.jit.export
+    def arrange(self, edge_vectors: Tensor, edge_index: Tensor, types: Tensor) -> tuple[List[Tensor], List[int]]:  # noqa: UP006
+        """Edges in the order of their centres, and the first edge of every block, followed by the number of edges.
+
+        The former is a list: what sorts the edges (empty if they are sorted); ``centre``, ``neighbour`` and type of the
+        neighbour [E]; vector and embedding of the neighbour [E, 3 + d]; number of edges [N] of each atom; number of
+        each edge among those of its centre [E]. N counts the atoms that have outputs of their own: of a part of a
+        system, the last nodes are neighbours only. Outputs are computed up to the last centre and one node beyond,
+        which stands for all further ones: none of them has a neighbour.
+        """
+        vectors = edge_vectors.data
+        centre, neighbour = edge_index[0], edge_index[1]
+        order = torch.empty([0], dtype=centre.dtype, device=centre.device)
+        if not bool((centre[1:] >= centre[:-1]).all().item()):  # as those of neighbour lists mostly are
+            order = torch.argsort(centre, stable=True)
+            vectors = vectors.index_select(0, order)
+            centre, neighbour = centre.index_select(0, order), neighbour.index_select(0, order)
+        last_centre = int(centre[-1].item()) if centre.size(0) > 0 else -1
+        num_atoms = min(types.size(0), last_centre + 2)
+        counts = torch.bincount(centre, minlength=num_atoms)
+        first_edges = torch.cumsum(counts, 0) - counts
+        starts: List[int] = first_edges[:: self.size_of_blocks(counts)].tolist()  # noqa: UP006
+        starts.append(centre.size(0))
+        slots = torch.arange(centre.size(0), device=centre.device) - first_edges.index_select(0, centre)
+        neighbour_types = types.index_select(0, neighbour)
+        embedding = self.neighbour_embedding.index_select(0, neighbour_types)
+        edges = torch.cat([vectors.to(self.dtype), embedding], dim=1)
+        return [order, centre, neighbour, neighbour_types, edges, counts, slots], starts
+
+    @torch.jit.export
+    def size_of_blocks(self, counts: Tensor) -> int:
+        """Number of atoms of every block but the last; ``counts`` as of ``arrange``."""
+        return self.block_size if counts.device.type == "cpu" else max(counts.size(0), 1)
+
+    @torch.jit.export
+    def table(self, edges: Tensor, rows: Tensor, num_atoms: int, width: int) -> Tensor:
+        """Table [N, 3 + d, w] of ``edges`` [E, 3 + d] that have places ``rows`` [E] among its N w."""
+        table = torch.zeros([num_atoms * width, edges.size(1)], dtype=edges.dtype, device=edges.device)
+        table[:, 0].fill_(self.cutoff)
+        table.index_copy_(0, rows, edges)
+        return table.reshape(num_atoms, width, edges.size(1)).transpose(1, 2).contiguous()
+
+    @torch.jit.export
+    def close_pairs(
+        self, distance: Tensor, centre: Tensor, types: Tensor, neighbour_types: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Repulsion [N] of atoms, and of the pairs that have any: their numbers, derivatives and centres.
+
+        Parameters: ``distance`` and ``centre`` [E] of edges; ``types`` [N]; ``neighbour_types`` [E].
+        """
+        energy = torch.zeros(types.size(0), dtype=self.dtype, device=types.device)
+        if not self.has_repulsion:
+            return energy, centre[:0], energy[:0], centre[:0]
+        # Few pairs are as close as this, so the others are left out of the arithmetic.
+        pairs = (distance < min(self.repulsion.longest_range, self.cutoff)).nonzero()[:, 0]
+        close_centre = centre.index_select(0, pairs)
+        pair_energy, derivative = self.repulsion.with_derivative(
+            distance.index_select(0, pairs), types.index_select(0, close_centre), neighbour_types.index_select(0, pairs)
+        )
+        energy.index_add_(0, close_centre, pair_energy)
+        return energy, pairs, derivative, close_centre
+
     def _first_layer(
         self,
         edges: Tensor,
@@ -158,29 +204,20 @@ class CACEEvaluation(Evaluation):
         Parameters: ``edges`` [E, 3 + d], vector and embedding of the neighbour; their places ``rows`` [E] in a table of
         the given ``width``; ``types`` [N]; ``centre`` [E] among these; ``neighbour_types`` [E].
         """
-        num_atoms, d = types.size(0), self.num_embedding
-        table = torch.zeros([num_atoms * width, 3 + d], dtype=edges.dtype, device=edges.device)
-        table[:, 0].fill_(self.cutoff)
-        table.index_copy_(0, rows, edges)
-        table = table.reshape(num_atoms, width, 3 + d).transpose(1, 2).contiguous()
+        num_atoms = types.size(0)
+        table = self.table(edges, rows, num_atoms, width)
         distance, angular, sines, factor = self.edges(table[:, :3])
         sums = torch.bmm(angular, self._weights(table, factor, sines).transpose(1, 2))
         a = torch.bmm(self.mixing, sums.reshape(num_atoms, -1, self.num_bessel).permute(1, 2, 0))
         a = a.reshape(self.num_monomials, -1)
         features, contractions = self.products(a)
-        energy = torch.zeros([num_atoms], dtype=self.dtype, device=types.device)
-        close, derivative, close_centre = rows[:0], energy[:0], centre[:0]
-        if self.has_repulsion:
-            # Few pairs are as close as this, so the others are left out of the arithmetic.
-            edge_distance = distance.reshape(-1).index_select(0, rows)
-            pairs = (edge_distance < min(self.repulsion.longest_range, self.cutoff)).nonzero()[:, 0]
-            close, close_centre = rows.index_select(0, pairs), centre.index_select(0, pairs)
-            pair_energy, derivative = self.repulsion.with_derivative(
-                edge_distance.index_select(0, pairs),
-                types.index_select(0, close_centre),
-                neighbour_types.index_select(0, pairs),
-            )
-            energy.index_add_(0, close_centre, pair_energy)
+        energy, pairs, derivative, close_centre = self.close_pairs(
+            distance.reshape(-1).index_select(0, rows) if self.has_repulsion else distance.reshape(-1)[:0],
+            centre,
+            types,
+            neighbour_types,
+        )
+        close = rows.index_select(0, pairs)
         state.extend([rows, table, distance, angular, sines, factor, close, derivative, close_centre, a])
         state.extend(contractions)
         return self._scaled(features, types, self.scales).reshape(-1, num_atoms), energy

@@ -32,7 +32,7 @@ def refused(lammps_of):
         (
             "speed 2",
             r"Unknown pair_style mliap/les keyword 'speed': known are kspace, accuracy, kset, slab, charges, current, "
-            "efield, asr, operators, threads, device",
+            "efield, asr, operators, compiled, threads, device",
         ),
         ("charges", r"keyword 'charges' needs a value"),
         ("threads 0", r"threads must be at least 1, not 0"),
