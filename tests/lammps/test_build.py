@@ -197,6 +197,7 @@ class TestDamagedCache:
         {"torch_version": "9.9.9"},
         {"torch_stamp": "replaced in place"},
         {"torch_directory": Path("/elsewhere/torch")},
+        {"cxx_standard": "23"},
         {"lammps_version": "2030.1.1"},
         {"lammps_date": 20300101},
         {"lammps_stamp": "replaced in place"},
@@ -223,6 +224,16 @@ def test_rebuilt_when_a_source_changes(compiler, monkeypatch, tmp_path):
         stream.write("// changed\n")
     monkeypatch.setattr(plugin_build, "__file__", str(folder / "plugin_build.py"))
     assert les_md.lammps.build() != first
+
+
+def test_standard_that_the_headers_of_pytorch_need(compiler, tmp_path):
+    assert plugin_build._cxx_standard(tmp_path) == "17"
+    (tmp_path / "include" / "ATen").mkdir(parents=True)
+    message = "#error C++20 or later compatible compiler is required to use ATen."
+    (tmp_path / "include" / "ATen" / "ATen.h").write_text(f"#if __cplusplus < 202002L\n{message}\n#endif\n")
+    assert plugin_build._cxx_standard(tmp_path) == "20"
+    toolchain = plugin_build.find_toolchain()
+    assert f"-std=c++{toolchain.cxx_standard}" in toolchain.compile_command(Path("a.cpp"), Path("a.o"))
 
 
 def test_sources_are_installed():
