@@ -1,6 +1,7 @@
 # make install | make demo | make test: each starts from Python 3.11, a C++ compiler and make, and can be repeated.
 # make test-nequip: the tests of NequIP and Allegro models, in an environment of its own (their e3nn is not mace-torch's);
 # then what was exported there in all engines of the main environment.
+# make test-wheel: the wheel in empty environments, with the oldest and the newest versions of what it needs (8 GB, removed).
 # make docs: the documentation as a site in build/site; warnings are errors.
 # make bench MODEL=...: the benchmarks of a step with a MACE-LES checkpoint, tables and a figure into benchmark_results/.
 # make test-torchforce: the OpenMM tests with openmm-torch too, in an environment of its own (its wheels need torch 2.9).
@@ -13,7 +14,7 @@ NEQUIP := .venv-nequip
 # Two threads are what the examples and the record in docs/performance.md use; set OMP_NUM_THREADS for more.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: install install-nequip install-torchforce test test-nequip test-torchforce demo bench docs lint clean
+.PHONY: install install-nequip install-torchforce test test-nequip test-torchforce test-wheel demo bench docs lint clean
 
 install: $(VENV)/.installed
 
@@ -53,6 +54,10 @@ test-nequip: install install-nequip
 
 test-torchforce: install-torchforce
 	LES_MD_TEST_TORCHFORCE=1 $(TORCHFORCE)/bin/python -m pytest -n 2 tests/openmm
+
+# One after the other: each environment takes gigabytes.
+test-wheel: install
+	LES_MD_TEST_WHEEL="lowest highest" $(BIN)/python -m pytest tests/packaging/test_wheel_versions.py
 
 docs: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

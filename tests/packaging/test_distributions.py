@@ -5,53 +5,13 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
-
-import pytest
 
 from les_md.lammps import plugin_build
 from les_md.models import bundled_models
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def run(command: list, folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    inherited = {key: value for key, value in os.environ.items() if key != "LAMMPS_PLUGIN_PATH"}
-    return subprocess.run(
-        command, cwd=folder, env={**inherited, "OMP_NUM_THREADS": "1", **environment}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory) -> tuple[Path, Path]:
-    """Wheel and source distribution, by the back end of pyproject.toml, with no compiler on the path."""
-    setuptools = pytest.importorskip("setuptools")
-    if int(setuptools.__version__.split(".")[0]) < 77:
-        pytest.skip("needs setuptools 77 or newer, which pip brings by itself where it is allowed to")
-    folder = tmp_path_factory.mktemp("dist")
-    source = tmp_path_factory.mktemp("source")
-    # A copy of what git knows: the back end writes into the folder that it builds.
-    files = run(["git", "ls-files", "-z"], ROOT).stdout.split("\0")
-    if not any(files):
-        pytest.skip("needs a checkout of git")
-    for name in filter(None, files):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    script = "import sys; from setuptools import build_meta as b; print(b.build_{0}(sys.argv[1]))"
-    for kind in ("wheel", "sdist"):
-        command = [sys.executable, "-c", script.format(kind), str(folder)]
-        done = run(
-            command, source, PATH=str(tmp_path_factory.mktemp("empty")), CXX="/nonexistent/c++", CC="/nonexistent/cc"
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    (wheel,), (archive,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
-    return wheel, archive
+from tests.packaging.conftest import ROOT, build, run
 
 
 def test_contents_of_the_wheel(distributions):
@@ -81,6 +41,22 @@ def test_contents_of_the_source_distribution(distributions):
         names = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
     wanted = {"pyproject.toml", "README.md", "LICENSE", "lammps_plugin/CMakeLists.txt", "lammps_plugin/les_model.h"}
     assert wanted <= names
+
+
+def test_wheel_of_the_source_distribution(distributions, tmp_path):
+    """The same files as in the wheel of the checkout, byte for byte but for the list of hashes."""
+    wheel, archive = distributions
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "empty").mkdir()
+    rebuilt = build(source, "wheel", tmp_path / "dist", tmp_path / "empty")
+    contents = []
+    for path in (wheel, rebuilt):
+        with zipfile.ZipFile(path) as opened:
+            contents.append({name: opened.read(name) for name in opened.namelist() if not name.endswith("/RECORD")})
+    assert contents[0] == contents[1]
 
 
 def test_runs_from_outside_the_checkout(distributions, tmp_path):
