@@ -92,7 +92,6 @@ class TestPackages:
         """A package that pyproject.toml asks for is in the report, or is for development."""
         names = {doctor._canonical(name) for name in (*doctor._REQUIRED, *doctor._OPTIONAL)}
         helpers = {
-            "packaging",
             "tqdm",
             "mdtraj",
             "pytest",
@@ -102,6 +101,7 @@ class TestPackages:
             "atheris",
             "mkdocs",
             "mypy",
+            "setuptools",
         }
         assert set(doctor._limits()) - helpers <= names
 
