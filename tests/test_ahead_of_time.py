@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from les_md import LESCalculator, export, load
+from les_md import LESCalculator, ahead_of_time, export, load
 from les_md import compiled_packages as packages
 from les_md.ahead_of_time import check_network
 from les_md.architectures import LoadOptions, find_architecture
@@ -92,6 +92,14 @@ def test_other_architectures_are_not_compiled(tmp_path):
     with pytest.raises(CompilationError, match="only CACE models without message passing"):
         export("molten_salt_chgnet", tmp_path / "salt.pt", compile=True)
     assert not (tmp_path / "salt.pt").exists()
+
+
+def test_compiler_that_is_too_old(monkeypatch, tmp_path):
+    """As PyTorch 2.9 is: refused by name, with what to do."""
+    monkeypatch.setitem(ahead_of_time.OPTIONS, "cpp.of_the_future", True)
+    with pytest.raises(CompilationError, match=r"has no option .*cpp\.of_the_future: install a newer PyTorch"):
+        export("water_rpbe_d3", tmp_path / "water.pt", compile=True)
+    assert not (tmp_path / "water.pt").exists()
 
 
 class TestTarget:
