@@ -250,6 +250,8 @@ void LESModel::plan(const PlanRequest &request)
     density_is_list_ = solver == 2;
     script_->compiled = operators_wanted_ && info_.mesh_parts && device.is_cpu() && (solver == 1 || solver == 3) &&
         script_->plan_entry("polynomials").size(1) <= 2 * MeshWindow::most_points;
+    script_->periodic_mesh.reset();
+    if (script_->compiled && solver == 1 && !request.slab) script_->make_periodic_mesh(info_.n_q);
   });
   request_ = request;
   planned_ = true;
@@ -280,6 +282,27 @@ int LESModel::response_passes(const ResponseRequest &request)
 static MeshWindow window_of(const Tensor &polynomials)
 {
   return {polynomials.const_data_ptr<double>(), polynomials.size(0) - 1, polynomials.size(1) / 2};
+}
+
+void LESModel::Script::make_periodic_mesh(int64_t channels)
+{
+  const Tensor shape = plan_entry("shape");
+  const int64_t *points = shape.const_data_ptr<int64_t>();
+  periodic_mesh = std::make_unique<PeriodicMesh>(
+      PeriodicMeshPlan{plan_entry("cell"),
+                       plan_entry("polynomials"),
+                       plan_entry("deconvolution"),
+                       plan_entry("weight"),
+                       plan_entry("anisotropy"),
+                       {points[0], points[1], points[2]}},
+      channels);
+  // What the file makes of a unit charge where the potential of all charges is zero
+  const auto real = torch::TensorOptions(torch::kFloat64);
+  const Tensor nothing = torch::zeros({1, channels}, real), position = torch::zeros({1, 3}, real);
+  const auto alone = call("gather_from_values", {nothing, torch::zeros({1, channels, 3}, real), torch::zeros({0}, real),
+                                                 position, torch::ones({1, channels}, real), plan})
+                         .toTuple();
+  self_potential = -alone->elements()[0].toTensor()[0][0].item<double>();
 }
 
 static constexpr const char *outside = "a charge is not on the mesh of the long-range sum";

@@ -136,6 +136,7 @@ class LESModel {
   void forward_block(const Graph &graph, size_t number);
   void sum_weights();
   void prepare_weights(const ResponseRequest &request);
+  void long_range_terms(const Graph &graph, Evaluation &out, const ResponseRequest &request);
 
   std::unique_ptr<Script> script_;
   ModelInfo info_;

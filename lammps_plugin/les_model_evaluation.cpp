@@ -3,6 +3,7 @@
 
 #include "les_model_script.h"
 
+#include <ATen/Parallel.h>
 #include <torch/cuda.h>
 
 #include <algorithm>
@@ -154,7 +155,10 @@ void LESModel::forward(const Graph &graph, const ResponseRequest &request)
     if (info_.long_range) {
       const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
       const Tensor positions = view(graph.positions, {own, 3}).to(device);
-      copy_out(script_->spread(positions, script_->charge), density_);
+      if (script_->periodic_mesh)
+        script_->periodic_mesh->spread(graph.positions.data(), script_->charge, at::get_num_threads(), density_);
+      else
+        copy_out(script_->spread(positions, script_->charge), density_);
       script_->total_charge = script_->charge;
       script_->induced = c10::List<Tensor>();
       if (info_.multipoles) script_->total_charge = script_->charge.narrow(1, 0, info_.n_q);
@@ -227,6 +231,54 @@ void LESModel::respond(const Graph &graph, const ResponseRequest &request)
   });
 }
 
+// What the long-range sum adds to energies, forces and strain derivative of the own atoms, and the potential there.
+void LESModel::long_range_terms(const Graph &graph, Evaluation &out, const ResponseRequest &request)
+{
+  const auto device = script_->device;
+  const auto own = static_cast<int64_t>(graph.own);
+  const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
+  Clock clock(device);
+  torch::jit::IValue field;
+  if (script_->periodic_mesh) {
+    out.system_strain = script_->periodic_mesh->solve(density_, at::get_num_threads());
+  } else {
+    const Tensor density = view(density_, {static_cast<int64_t>(density_.size())}).to(device);
+    if (!info_.responds)
+      script_->density = density;
+    else if (!request.any())
+      script_->induced_density = density;
+    auto solved = script_->call("solve", {script_->density, script_->plan}).toTuple();
+    Tensor strain = solved->elements()[1].toTensor();
+    if (info_.responds) {
+      solved = script_->call("solve_induced", {script_->density, script_->induced_density, script_->plan}).toTuple();
+      strain = strain + solved->elements()[1].toTensor();
+    }
+    copy_out(strain, out.system_strain);
+    field = solved->elements()[0];
+  }
+  times.solve += clock.lap();
+
+  if (script_->periodic_mesh) {
+    script_->potential =
+        script_->periodic_mesh->gather(script_->charge, script_->self_potential, at::get_num_threads(),
+                                       out.long_range_energy.data(), out.long_range_force.data());
+  } else if (own > 0) {
+    const Tensor &q = script_->charge;
+    const Tensor positions = view(graph.positions, {own, 3}).to(device);
+    const auto gathered = info_.responds
+        ? script_->call("gather_induced", {field, positions, q, script_->plan, script_->induced}).toTuple()
+        : script_->gather(field, positions, q);
+    script_->potential = gathered->elements()[0].toTensor();
+    const Tensor energies = info_.multipoles
+        ? script_->call("long_range_energies", {q, script_->potential}).toTensor()
+        : (q * script_->potential).sum(1) * 0.5;
+    copy_out(energies, out.long_range_energy.data());
+    copy_out(gathered->elements()[1].toTensor(), out.long_range_force.data());
+    copy_out(gathered->elements()[2].toTensor(), out.atoms_strain);
+  }
+  times.gather += clock.lap();
+}
+
 void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseRequest &request)
 {
   const auto device = script_->device;
@@ -239,38 +291,10 @@ void LESModel::backward(const Graph &graph, Evaluation &out, const ResponseReque
     out.long_range_force.assign(3 * graph.own, 0.0);
     out.system_strain.fill(0.0);
     out.atoms_strain.fill(0.0);
-    if (info_.long_range) {
-      const torch::NoGradGuard no_tape;
-      const Tensor density = view(density_, {static_cast<int64_t>(density_.size())}).to(device);
-      if (info_.responds) {
-        if (!request.any()) script_->induced_density = density;
-      } else {
-        script_->density = density;
-      }
-      auto solved = script_->call("solve", {script_->density, script_->plan}).toTuple();
-      Tensor strain = solved->elements()[1].toTensor();
-      if (info_.responds) {
-        solved = script_->call("solve_induced", {script_->density, script_->induced_density, script_->plan}).toTuple();
-        strain = strain + solved->elements()[1].toTensor();
-      }
-      copy_out(strain, out.system_strain);
-      times.solve += clock.lap();
-      if (own > 0) {
-        const Tensor &q = script_->charge;
-        const Tensor positions = view(graph.positions, {own, 3}).to(device);
-        const auto &solution = solved->elements()[0];
-        const auto gathered = info_.responds
-            ? script_->call("gather_induced", {solution, positions, q, script_->plan, script_->induced}).toTuple()
-            : script_->gather(solution, positions, q);
-        potential = gathered->elements()[0].toTensor();
-        const Tensor energies = info_.multipoles ? script_->call("long_range_energies", {q, potential}).toTensor()
-                                                 : (q * potential).sum(1) * 0.5;
-        copy_out(energies, out.long_range_energy.data());
-        copy_out(gathered->elements()[1].toTensor(), out.long_range_force.data());
-        copy_out(gathered->elements()[2].toTensor(), out.atoms_strain);
-      }
-      times.gather += clock.lap();
-    }
+    script_->potential = Tensor();
+    if (info_.long_range) long_range_terms(graph, out, request);
+    potential = script_->potential;
+    clock.lap();    // these have their own
 
     out.edge_gradient.assign(graph.vectors.size(), 0.0);
     out.short_range_energy.resize(graph.own);

@@ -7,6 +7,7 @@
 
 #include "compiled_network.h"
 #include "les_model.h"
+#include "periodic_mesh.h"
 
 #include "json.h"    // nlohmann's JSON class as LAMMPS ships it
 
@@ -39,6 +40,7 @@ struct LESModel::Script {
   };
   std::vector<Block> blocks;
   Tensor charge;    // of all own nodes, and their other latent variables
+  Tensor potential;    // at the own nodes; undefined without a long-range energy
   Tensor weights;    // of the polarisation, of all own nodes
   // Of models with latent variables beyond charges:
   Tensor total_charge;    // with induced ones
@@ -65,6 +67,9 @@ struct LESModel::Script {
 
   // "spread" and "gather" of the plan, through the compiled operators or as a whole in the file
   bool compiled = false;
+  std::unique_ptr<PeriodicMesh> periodic_mesh;    // where all between them is compiled, "solve" included
+  double self_potential = 0.0;                    // that "gather" takes from the potential of a unit charge
+  void make_periodic_mesh(int64_t channels);
   Tensor spread(const Tensor &positions, const Tensor &charges);
   c10::intrusive_ptr<c10::ivalue::Tuple> gather(const torch::jit::IValue &field, const Tensor &positions,
                                                 const Tensor &charges);

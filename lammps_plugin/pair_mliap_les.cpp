@@ -250,7 +250,10 @@ std::string PairMLIAPLES::find_non_finite(double &nearest) const
 {
   const auto sum = [](const std::vector<double> &values) {
     double total = 0.0;
-    for (const double value : values) total += value;
+    const double *data = values.data();
+    const size_t size = values.size();
+#pragma omp simd reduction(+ : total)
+    for (size_t k = 0; k < size; ++k) total += data[k];
     return total;
   };
   std::string what;
@@ -297,22 +300,29 @@ void PairMLIAPLES::apply_forces()
     pvector[1] += scale * result_.long_range_energy[node];
   }
 
-  // Forces on ghosts go home by reverse communication.
+  // Forces on ghosts go home by reverse communication. The edges of a centre follow each other.
   double **f = atom->f;
   double w[6] = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
-  for (size_t k = 0; k < graph.centre.size(); ++k) {
-    const double *g = &result_.edge_gradient[3 * k], *r = &graph.vectors[3 * k];
-    double *fi = f[graph_.centre_atom(k)], *fj = f[graph_.neighbour_atom(k)];
-    for (int a = 0; a < 3; ++a) {
-      fi[a] += scale * g[a];
-      fj[a] -= scale * g[a];
+  const size_t edges = graph.centre.size();
+  const double *g = result_.edge_gradient.data(), *r = graph.vectors.data();
+  for (size_t k = 0; k < edges;) {
+    const int i = graph_.centre_atom(k);
+    double on_centre[3] = {0.0, 0.0, 0.0};
+    for (; k < edges && graph_.centre_atom(k) == i; ++k, g += 3, r += 3) {
+      double *fj = f[graph_.neighbour_atom(k)];
+      for (int a = 0; a < 3; ++a) {
+        on_centre[a] += scale * g[a];
+        fj[a] -= scale * g[a];
+      }
+      if (!vflag_global) continue;
+      w[0] -= r[0] * g[0];
+      w[1] -= r[1] * g[1];
+      w[2] -= r[2] * g[2];
+      w[3] -= 0.5 * (r[0] * g[1] + r[1] * g[0]);
+      w[4] -= 0.5 * (r[0] * g[2] + r[2] * g[0]);
+      w[5] -= 0.5 * (r[1] * g[2] + r[2] * g[1]);
     }
-    w[0] -= r[0] * g[0];
-    w[1] -= r[1] * g[1];
-    w[2] -= r[2] * g[2];
-    w[3] -= 0.5 * (r[0] * g[1] + r[1] * g[0]);
-    w[4] -= 0.5 * (r[0] * g[2] + r[2] * g[0]);
-    w[5] -= 0.5 * (r[1] * g[2] + r[2] * g[1]);
+    for (int a = 0; a < 3; ++a) f[i][a] += on_centre[a];
   }
   for (size_t node = 0; node < graph.own; ++node)
     for (int a = 0; a < 3; ++a) f[graph_.own_atom(node)][a] += scale * result_.long_range_force[3 * node + a];

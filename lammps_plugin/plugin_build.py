@@ -32,6 +32,7 @@ SOURCES = (
     "pair_mliap_les_report.cpp",
     "pair_mliap_les_response.cpp",
     "pair_mliap_les_settings.cpp",
+    "periodic_mesh.cpp",
     "plugin.cpp",
     "unique_atom_graph.cpp",
 )

@@ -63,10 +63,6 @@ std::string UniqueAtomGraph::build(const NeighList *list, double cutoff, int num
   graph_.positions.resize(3 * own);
   node_atoms_ = own_atoms_;
   graph_.types.assign(type_of_unique_.begin(), type_of_unique_.begin() + own);
-  graph_.centre.clear();
-  graph_.neighbour.clear();
-  graph_.vectors.clear();
-  edge_atoms_.clear();
   std::fill(node_of_unique_.begin(), node_of_unique_.end(), -1);
 
   std::vector<std::pair<int, int>> centres;
@@ -83,41 +79,75 @@ std::string UniqueAtomGraph::build(const NeighList *list, double cutoff, int num
 
   // Hop by hop: the atoms reached by the edges of one hop are the centres of the next. An atom may have several images
   // here; the one that is reached first lies within the receptive field, so its own neighbors are all present.
+  size_t edges = 0;
   for (int hop = 0; hop < num_layers && !centres.empty(); ++hop) {
     reached_.clear();
-    for (const auto &[i, node] : centres) add_edges_of(i, node, list, cutoff * cutoff);
+    size_t bound = edges;
+    for (const auto &centre : centres) bound += list->numneigh[centre.first];
+    resize_edges(bound);    // what is there of the step before is overwritten
+    for (const auto &[i, node] : centres) edges = add_edges_of(i, node, list, cutoff * cutoff, edges);
     centres.swap(reached_);
-    if (hop == 0) own_edges_ = graph_.centre.size();
+    if (hop == 0) own_edges_ = edges;
   }
+  resize_edges(edges);
   if (own == 0) own_edges_ = 0;
   return "";
 }
 
 /* ---------------------------------------------------------------------- */
 
-void UniqueAtomGraph::add_edges_of(int i, int64_t node, const NeighList *list, double limit)
+void UniqueAtomGraph::resize_edges(size_t edges)
+{
+  graph_.centre.resize(edges);
+  graph_.neighbour.resize(edges);
+  graph_.vectors.resize(3 * edges);
+  edge_atoms_.resize(edges);
+}
+
+/* ----------------------------------------------------------------------
+   writes the edges of an atom behind the others, for which there is room; returns how many there are then
+------------------------------------------------------------------------- */
+
+size_t UniqueAtomGraph::add_edges_of(int i, int64_t node, const NeighList *list, double limit, size_t edges)
 {
   const double *const *x = atom->x;
-  const double *const origin = this->origin();
+  const double xi = x[i][0], yi = x[i][1], zi = x[i][2];
   const int *neighbors = list->firstneigh[i];
-  for (int jj = 0; jj < list->numneigh[i]; ++jj) {
+  const int count = list->numneigh[i];
+  for (int jj = 0; jj < count; ++jj) {
     const int j = neighbors[jj] & NEIGHMASK;
     const int unique = unique_of_[j];
     if (unique < 0) continue;
-    const double dx = x[j][0] - x[i][0], dy = x[j][1] - x[i][1], dz = x[j][2] - x[i][2];
-    if (dx * dx + dy * dy + dz * dz >= limit) continue;
-    if (node_of_unique_[unique] < 0) {
-      node_of_unique_[unique] = static_cast<int>(graph_.types.size());
-      graph_.types.push_back(type_of_unique_[unique]);
-      for (int a = 0; a < 3; ++a) graph_.positions.push_back(x[j][a] - origin[a]);
-      node_atoms_.push_back(j);
-      reached_.emplace_back(j, node_of_unique_[unique]);
-    }
-    graph_.centre.push_back(node);
-    graph_.neighbour.push_back(node_of_unique_[unique]);
-    graph_.vectors.insert(graph_.vectors.end(), {dx, dy, dz});
-    edge_atoms_.emplace_back(i, j);
+    const double dx = x[j][0] - xi, dy = x[j][1] - yi, dz = x[j][2] - zi;
+    // Whether a neighbor is within the cutoff cannot be foreseen: every one is written, and the next over those beyond.
+    // (Not "<": a distance that is not a number is left to the model, which says so.)
+    const bool beyond = dx * dx + dy * dy + dz * dz >= limit;
+    int neighbour = node_of_unique_[unique];
+    if (neighbour < 0 && !beyond) neighbour = add_node(j, unique);
+    graph_.centre[edges] = node;
+    graph_.neighbour[edges] = neighbour;
+    double *vector = &graph_.vectors[3 * edges];
+    vector[0] = dx;
+    vector[1] = dy;
+    vector[2] = dz;
+    edge_atoms_[edges] = {i, j};
+    edges += !beyond;
   }
+  return edges;
+}
+
+/* ---------------------------------------------------------------------- */
+
+int UniqueAtomGraph::add_node(int j, int unique)
+{
+  const double *const origin = this->origin();
+  const int node = static_cast<int>(graph_.types.size());
+  node_of_unique_[unique] = node;
+  graph_.types.push_back(type_of_unique_[unique]);
+  for (int a = 0; a < 3; ++a) graph_.positions.push_back(atom->x[j][a] - origin[a]);
+  node_atoms_.push_back(j);
+  reached_.emplace_back(j, node);
+  return node;
 }
 
 /* ---------------------------------------------------------------------- */

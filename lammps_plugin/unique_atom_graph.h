@@ -45,7 +45,9 @@ class UniqueAtomGraph : protected Pointers {
 
  private:
   const double *origin() const;
-  void add_edges_of(int atom, int64_t node, const NeighList *list, double limit);
+  void resize_edges(size_t edges);
+  size_t add_edges_of(int atom, int64_t node, const NeighList *list, double limit, size_t edges);
+  int add_node(int atom, int unique);
 
   std::vector<int> unique_of_;      // of each own and ghost atom; -1 for atoms that take no part
   std::vector<int> own_atoms_;      // unique atoms from 0 on are the own ones

@@ -65,9 +65,11 @@ def write_network(
     dtype: str = "float64",
     charge_sign: float = 1.0,
     remove_mean: bool = True,
+    remove_self_interaction: bool = True,
 ) -> Path:
     """An exported file of a network that knows H and O and has its ``cutoff``."""
-    long_range = LongRangeParameters(remove_mean=remove_mean) if num_charges else None
+    parameters = {"remove_mean": remove_mean, "remove_self_interaction": remove_self_interaction}
+    long_range = LongRangeParameters(**parameters) if num_charges else None
     cutoff = network.cutoff
     potential = LESPotential(
         network, torch.tensor([-5.8, -2.9]), long_range, num_charges, charge_sign, is_local=num_layers == 1

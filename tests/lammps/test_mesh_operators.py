@@ -149,6 +149,23 @@ def test_the_same_as_the_file(name, models, lammps_of):
         assert results[operators].long_range == pytest.approx(results["file"].long_range, rel=1e-12)
 
 
+def test_self_interaction_left_in(tmp_path, lammps_of):
+    """A model trained with the interaction of every charge with itself: compiled mesh, the file's own, and ewald."""
+    torch.manual_seed(7)
+    configuration = CACEConfiguration(atomic_numbers=(1, 8), cutoff=4.0, num_embedding=2, num_radial=4)
+    network = CACENetwork(configuration).double()
+    model = write_network(tmp_path / "with.pt", network, "cace", 1, 1, remove_self_interaction=False)
+    without = write_network(tmp_path / "without.pt", network, "cace", 1, 1)
+
+    def long_range(path, keywords):
+        return lammps_of(water()).potential(path, f"kspace {keywords}").evaluate().long_range
+
+    energy = long_range(model, "mesh accuracy 1e-7 operators compiled")
+    assert energy == pytest.approx(long_range(model, "mesh accuracy 1e-7 operators file"), rel=1e-12)
+    assert energy == pytest.approx(long_range(model, "ewald"), rel=1e-6)
+    assert energy > 1.5 * long_range(without, "ewald")
+
+
 def test_forces_are_derivatives(models, lammps_of):
     """Central differences of the energy, on a coarse mesh, whose own energy the forces belong to."""
     atoms = water()
