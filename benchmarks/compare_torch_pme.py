@@ -13,7 +13,8 @@ Its forces (by automatic differentiation) have the error printed, relative to th
 whatever accuracy makes its own measured error the same or smaller. Both are then run in turn, energy and forces each
 time, and the medians of the processor's time are compared. ``kept`` computes torch-pme's filter of wave vectors once,
 which its calculator does at every call (``as called``); les_md's plan, too, is made once for a cell. les_md computes
-in float64 whatever ``--dtype`` is.
+in float64 whatever ``--dtype`` is: the module of exported files, as OpenMM and ASE run it (``file``), and the compiled
+code of the LAMMPS plugin for the same plan (``LAMMPS``), whose forces must be the same to rounding.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from datetime import date
 
 import torch
+from compiled_mesh import CompiledMesh
 from electrostatics import system
 
 from les_md.electrostatics import LatentEwald, LongRangeParameters
@@ -87,6 +89,19 @@ class Mesh:
             return energy.sum(), forces
 
 
+class Compiled:
+    """The same sum in the plugin's code."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.positions, self.charges = mesh.positions, mesh.charges
+        self.sum = CompiledMesh(mesh.module, mesh.plan, self.charges.shape[1])
+
+    def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            energies, forces = self.sum(self.positions, self.charges)
+            return energies.sum(), forces
+
+
 def processor_time(evaluate: Callable) -> float:
     start = time.process_time()
     evaluate()
@@ -130,17 +145,23 @@ def compare(num_atoms: int, dtype: torch.dtype, repeats: int, largest: float) ->
                 sys.exit(f"torch-pme's energy is {their_energy} eV, the direct sum's {energy} eV: not the same sum")
             del forces
             mesh, own = no_worse_mesh(module, whole, reference, error)
+            compiled = Compiled(mesh)
+            difference = relative_error(compiled()[1], mesh()[1])
+            if difference > 1e-10:
+                sys.exit(f"the plugin's forces differ from the file's by {difference:.1e}")
             called = TorchPME(points, nodes, whole, dtype, keep_filter=False)
-            times: dict[str, list[float]] = {"called": [], "kept": [], "mesh": []}
+            evaluations = {"called": called, "kept": kept, "mesh": mesh, "compiled": compiled}
+            times: dict[str, list[float]] = {name: [] for name in evaluations}
             for turn in range(repeats + 1):
-                for name, evaluate in (("called", called), ("kept", kept), ("mesh", mesh)):
+                for name, evaluate in evaluations.items():
                     seconds = processor_time(evaluate)
                     if turn > 0:  # the first one warms up
                         times[name].append(1000.0 * seconds)
             median = {name: statistics.median(values) for name, values in times.items()}
             print(
                 f"{num_atoms:7d} {points:5d}³ {nodes:5d} {error:9.1e} {median['called']:11.1f} {median['kept']:9.1f} | "
-                f"{own:9.1e} {median['mesh']:9.1f} {median['kept'] / median['mesh']:6.1f}  "
+                f"{own:9.1e} {median['mesh']:9.1f} {median['kept'] / median['mesh']:6.1f} "
+                f"{median['compiled']:9.1f} {median['kept'] / median['compiled']:6.1f}  "
                 f"{module.describe(mesh.plan)}",
                 flush=True,
             )
@@ -160,12 +181,14 @@ def main() -> None:
         f"torch-pme {torchpme.__version__} in {options.dtype}, {options.threads} threads, processor time in ms, "
         f"medians of {options.repeats} in turn; {date.today()}, load {os.getloadavg()[0]:.0f}"
     )
-    print(f"{'':7s} {'torch-pme':>12s} {'':9s} {'ms':>11s} {'ms':>9s} | {'les_md':>9s}")
+    print(
+        f"{'':7s} {'torch-pme':>12s} {'':9s} {'ms':>11s} {'ms':>9s} | {'les_md':>9s} {'file':>9s} {'':6s} {'LAMMPS':>9s}"
+    )
     print(
         f"{'atoms':>7s} {'mesh':>6s} {'nodes':>5s} {'error':>9s} {'as called':>11s} {'kept':>9s} | {'error':>9s} ",
         end="",
     )
-    print(f"{'ms':>9s} {'ratio':>6s}")
+    print(f"{'ms':>9s} {'ratio':>6s} {'ms':>9s} {'ratio':>6s}")
     for size in options.sizes:
         compare(size, getattr(torch, options.dtype), options.repeats, options.largest_mesh)
 
