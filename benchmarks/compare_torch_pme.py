@@ -182,7 +182,8 @@ def main() -> None:
         f"medians of {options.repeats} in turn; {date.today()}, load {os.getloadavg()[0]:.0f}"
     )
     print(
-        f"{'':7s} {'torch-pme':>12s} {'':9s} {'ms':>11s} {'ms':>9s} | {'les_md':>9s} {'file':>9s} {'':6s} {'LAMMPS':>9s}"
+        f"{'':7s} {'torch-pme':>12s} {'':9s} {'ms':>11s} {'ms':>9s} | "
+        f"{'les_md':>9s} {'file':>9s} {'':6s} {'LAMMPS':>9s}"
     )
     print(
         f"{'atoms':>7s} {'mesh':>6s} {'nodes':>5s} {'error':>9s} {'as called':>11s} {'kept':>9s} | {'error':>9s} ",
