@@ -3,7 +3,7 @@
 # then what was exported there in all engines of the main environment.
 # make test-wheel: the wheel in empty environments, with the oldest and the newest versions of what it needs (8 GB, removed).
 # make docs: the documentation as a site in build/site; warnings are errors.
-# make bench MODEL=...: the benchmarks of a step with a MACE-LES checkpoint, tables and a figure into benchmark_results/.
+# make bench MODEL=...: the benchmarks of a step with a MACE-LES checkpoint, tables and a figure into benchmark_results/ (half an hour).
 # make test-torchforce: the OpenMM tests with openmm-torch too, in an environment of its own (its wheels need torch 2.9).
 PYTHON ?= python3.11
 MODEL ?= ../shared/models/maceles_water_nl1_l0.model
@@ -68,14 +68,7 @@ demo: install
 
 bench: install
 	@test -f "$(MODEL)" || { echo "usage: make bench MODEL=<checkpoint of a MACE-LES model>"; exit 1; }
-	mkdir -p benchmark_results
-	$(BIN)/python benchmarks/compare_upstream.py --model $(MODEL) --output benchmark_results
-	$(BIN)/python benchmarks/step_time.py --model water_rpbe_d3 --model $(MODEL) --threads 1 > benchmark_results/step_time.txt
-	$(BIN)/python benchmarks/electrostatics.py --threads 1 > benchmark_results/electrostatics.txt
-	cat benchmark_results/step_time.txt benchmark_results/electrostatics.txt
-	@if $(BIN)/python -c "import torchpme" 2> /dev/null; then \
-		$(BIN)/python benchmarks/compare_torch_pme.py --threads 1 | tee benchmark_results/torch_pme.txt; \
-	else echo "no comparison with torch-pme, which is not installed ($(BIN)/python -m pip install torch-pme)"; fi
+	BENCH_PYTHON=$(BIN)/python bash benchmarks/run_all.sh "$(MODEL)" benchmark_results
 
 clean:
 	rm -rf benchmark_results $(VENV) $(NEQUIP) $(TORCHFORCE) build *.egg-info examples/*/output

@@ -9,10 +9,7 @@ favours upstream: the sum is the cheaper one of the two, and below a hundredth o
 both sides must give the same forces.
 
 Both sides run in processes of their own, in turn, ``--rounds`` times, so that other work on the machine hits both;
-medians. Also, from the exported network: the operations and the memory traffic of a step, counted operation by
-operation, and how long this machine's core needs for them at the rates that it reaches in a large matrix product and
-in copying a large array: a floor of the step, as it is arranged now, if nothing else cost time. The first is the time
-of arithmetic alone; the second that of all arrays read and written once for each operation, as if no cache helped.
+medians. Also a floor of the step, from operations and memory traffic (``step_floor.py``).
 """
 
 import argparse
@@ -31,17 +28,14 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import torch
+from step_floor import floor_table
 from timed_run import ATOMS, DATA, measure
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from les_md import LESCalculator, export
 from les_md.architectures import LoadOptions, mace
 from les_md.architectures.mace import _LatentEwaldOfMACE
 from les_md.checkpoint import read_checkpoint
-from les_md.layered_evaluation import LayeredEvaluation
-from les_md.neighbors import NeighborList
 
 
 def water(size: int) -> ase.Atoms:
@@ -56,14 +50,19 @@ class _InDouble(_LatentEwaldOfMACE):
         return super().forward(latent_charges.double(), positions.double(), cell.double().view(1, 3, 3), *rest, **more)
 
 
+def upstream_model(checkpoint: str) -> torch.nn.Module:
+    """The checkpoint's module of mace-torch, in float32."""
+    trained = mace.load(read_checkpoint(checkpoint), options=LoadOptions())
+    model = trained.original.model
+    model.les = _InDouble(trained.long_range)
+    return model.float()
+
+
 def upstream(checkpoint: str):
     """MACECalculator with the checkpoint, in float32."""
     from mace.calculators import MACECalculator
 
-    trained = mace.load(read_checkpoint(checkpoint), options=LoadOptions())
-    model = trained.original.model
-    model.les = _InDouble(trained.long_range)
-    return MACECalculator(models=[model.float()], device="cpu", default_dtype="float32")
+    return MACECalculator(models=[upstream_model(checkpoint)], device="cpu", default_dtype="float32")
 
 
 def peak_memory() -> float:
@@ -107,55 +106,6 @@ def check_forces(checkpoint: str, exported: Path) -> float:
     if not difference < 1e-4:
         raise RuntimeError(f"the two sides do not compute the same: their forces differ by {difference:.1e}")
     return difference
-
-
-class _Traffic(TorchDispatchMode):
-    """Counts operations of matrix products, and the bytes of all tensors that are read and written; views are free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-        self.flops = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), more=None):
-        result = function(*arguments, **(more or {}))
-        if function._overloadpacket in flop_registry:
-            self.flops += flop_registry[function._overloadpacket](*arguments, **(more or {}), out_val=result)
-        outputs = [value for value in torch.utils._pytree.tree_leaves(result) if isinstance(value, Tensor)]
-        inputs = [value for value in torch.utils._pytree.tree_leaves((arguments, more)) if isinstance(value, Tensor)]
-        if not function.is_view and not all(any(out is given for given in inputs) for out in outputs):
-            self.bytes += sum(value.numel() * value.element_size() for value in (*inputs, *outputs))
-        return result
-
-
-def count(checkpoint: str, size: int) -> dict[str, float]:
-    """Operations (of matrix products) and bytes of a step of the network with values and derivative, per atom."""
-    trained = mace.load(read_checkpoint(checkpoint), options=LoadOptions())
-    evaluation = LayeredEvaluation(trained.network.float().eval())
-    atoms = water(size)
-    index, vectors = NeighborList(trained.cutoff, skin=0.0).compute(atoms.positions, atoms.cell.array, atoms.pbc)
-    kinds = torch.tensor([trained.atomic_numbers.index(z) for z in atoms.numbers])
-    graph = torch.tensor(vectors), torch.tensor(index), kinds
-    with _Traffic() as traffic:
-        energy, charge, state = evaluation(*graph)
-        evaluation.pull_back(*graph, state, torch.ones_like(energy), torch.ones_like(charge))
-    return {"flops": traffic.flops / len(atoms), "bytes": traffic.bytes / len(atoms)}
-
-
-def rates() -> dict[str, float]:
-    """What one core reaches: operations per second in a matrix product, bytes per second read and written in a copy."""
-    first, second = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    large = torch.randn(2**25)
-    target = torch.empty_like(large)
-    product, copy = [], []
-    for _ in range(7):
-        start = time.perf_counter()
-        first @ second
-        product.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        target.copy_(large)
-        copy.append(time.perf_counter() - start)
-    return {"flops": 2 * 1024**3 / min(product), "bytes": 2 * 4 * large.numel() / min(copy)}
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -231,21 +181,12 @@ def main() -> int:
             show(f"{atoms:7d} {upstream_ms:12.1f} {median['total']:10.1f} {upstream_ms / median['total']:6.2f} "
                  f"{min(ratios):5.2f} … {max(ratios):5.2f} {upstream_memory:12.0f} {median['memory']:10.0f} "
                  f"{100 * (1 - network / median['total']):11.1f}%")  # fmt: skip
-    speed = rates()
-    show(
-        f"one core reaches {speed['flops'] / 1e9:.0f} GFLOP/s in a matrix product, "
-        f"{speed['bytes'] / 1e9:.1f} GB/s in a copy"
-    )
-    show(
-        f"{'atoms':>7s} {'MFLOP/atom':>11s} {'MB/atom':>8s} {'arithmetic ms':>14s} {'traffic ms':>11s} "
-        f"{'les_md ms':>10s}"
-    )
-    for size, row in zip(options.sizes, rows, strict=True):
-        counted = count(options.model, size)
-        row["floor"] = 1e3 * row["atoms"] * counted["flops"] / speed["flops"]
-        traffic = 1e3 * row["atoms"] * counted["bytes"] / speed["bytes"]
-        show(f"{row['atoms']:7d} {counted['flops'] / 1e6:11.2f} {counted['bytes'] / 1e6:8.2f} {row['floor']:14.1f} "
-             f"{traffic:11.1f} {row['ours']:10.1f}")  # fmt: skip
+    measured = [(options.model, size, row["ours"]) for size, row in zip(options.sizes, rows, strict=True)]
+    table, floors = floor_table(measured)
+    for line in table:
+        show(line)
+    for row, floor in zip(rows, floors, strict=True):
+        row["floor"] = floor
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "compare_upstream.txt").write_text("\n".join(lines) + "\n")

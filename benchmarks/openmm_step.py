@@ -8,8 +8,8 @@ Every case runs in a process of its own, one after the other, and several times 
 all alike: the median of ms per step over the rounds, and the peak of resident memory of the whole process (Python,
 OpenMM and torch included). "outside" is the part of a step not spent in the exported model: neighbours, conversions and
 OpenMM itself (``python`` backend only). Networks run in float32; OpenMM-ML's ``mace`` evaluates a MACE-LES checkpoint
-with the packages of its authors, which must be installed (mace-torch, les, openmmml). The ratios at the end are of the
-medians of this one run.
+with mace-torch (both must be installed), with the long-range sum as in ``compare_upstream.py``. The ratios at the end
+are of the medians of this one run.
 """
 
 import argparse
@@ -69,15 +69,16 @@ def run_case(backend: str, model: str, num_atoms: int, platform: str, steps: int
     topology = topology_of(atoms)
     outside = None
     if backend == "openmm-ml":
-        from mace.modules import extensions, models
+        from compare_upstream import upstream_model
         from openmmml import MLPotential
 
-        # Published checkpoints look for the class where earlier versions of mace-torch had it.
-        models.MACELES = extensions.MACELES
         os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
-        system = MLPotential("mace", modelPath=model).createSystem(
-            topology, returnEnergyType="energy", precision="single", removeCMMotion=False
-        )
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "mace.model"
+            torch.save(upstream_model(model), path)
+            system = MLPotential("mace", modelPath=str(path)).createSystem(
+                topology, returnEnergyType="energy", precision="single", removeCMMotion=False
+            )
     else:
         system = openmm.System()
         system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
