@@ -17,17 +17,18 @@ SHIM = r"""
 #include "periodic_mesh.h"
 #include <torch/library.h>
 #include <map>
+#include <memory>
 
-static std::map<int64_t, les_md::PeriodicMesh> meshes;
+static std::map<int64_t, std::unique_ptr<les_md::PeriodicMesh>> meshes;
 
 static int64_t make(const torch::Tensor &cell, const torch::Tensor &polynomials, const torch::Tensor &deconvolution,
                     const torch::Tensor &weight, const torch::Tensor &anisotropy, at::IntArrayRef shape,
                     int64_t channels)
 {
   const auto handle = static_cast<int64_t>(meshes.size());
-  const les_md::PeriodicMeshPlan plan{cell, polynomials, deconvolution, weight, anisotropy,
-                                      {shape[0], shape[1], shape[2]}};
-  meshes.emplace(handle, les_md::PeriodicMesh(plan, channels));
+  const les_md::MeshPlan mesh{polynomials, deconvolution, {shape[0], shape[1], shape[2]}};
+  meshes.emplace(handle, std::make_unique<les_md::PeriodicMesh>(les_md::ReciprocalPlan{cell, weight, anisotropy}, mesh,
+                                                                channels));
   return handle;
 }
 
@@ -35,7 +36,7 @@ static std::tuple<torch::Tensor, torch::Tensor> evaluate(int64_t handle, const t
                                                          const torch::Tensor &charges, double self_potential,
                                                          int64_t threads)
 {
-  auto &mesh = meshes.at(handle);
+  auto &mesh = *meshes.at(handle);
   std::vector<double> density;
   mesh.spread(positions.const_data_ptr<double>(), charges, static_cast<int>(threads), density);
   mesh.solve(density, static_cast<int>(threads));
@@ -61,7 +62,8 @@ def _operators():
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "shim.cpp").write_text(SHIM)
-        sources = (folder / "shim.cpp", source_folder / "mesh_operators.cpp", source_folder / "periodic_mesh.cpp")
+        names = ("mesh_operators", "periodic_mesh", "reciprocal_sum")
+        sources = (folder / "shim.cpp", *(source_folder / f"{name}.cpp" for name in names))
         objects = [folder / f"{source.stem}.o" for source in sources]
         for source, target in zip(sources, objects, strict=True):
             subprocess.run([*toolchain.compile_command(source, target), "-I", str(source_folder)], check=True)
@@ -83,10 +85,8 @@ class CompiledMesh:
         entries = ("cell", "polynomials", "deconvolution", "weight", "anisotropy")
         self.handle = _operators().make(*(plan[entry] for entry in entries), plan["shape"].tolist(), num_charges)
         ones = torch.ones(1, num_charges, dtype=torch.float64)
-        nothing = torch.zeros(1, num_charges, 3, dtype=torch.float64)
-        potential, _forces, _strain = module.gather_from_values(
-            torch.zeros_like(ones), nothing, torch.zeros(0, dtype=torch.float64), nothing[:, 0], ones, plan
-        )
+        field = torch.zeros(2 * num_charges * plan["weight"].numel(), dtype=torch.float64)
+        potential, _forces, _strain = module.gather(field, torch.zeros(1, 3, dtype=torch.float64), ones, plan)
         self.self_potential = -float(potential[0, 0])
 
     def __call__(self, positions: torch.Tensor, charges: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

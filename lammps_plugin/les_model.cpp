@@ -4,7 +4,9 @@
 #include "les_model.h"
 
 #include "les_model_script.h"
+#include "direct_sum.h"
 #include "mesh_operators.h"
+#include "periodic_mesh.h"
 
 #include "json.h"    // nlohmann's JSON class as LAMMPS ships it
 
@@ -248,10 +250,12 @@ void LESModel::plan(const PlanRequest &request)
     script_->cell = cell;
     const auto solver = script_->plan_entry("solver").item<int64_t>();
     density_is_list_ = solver == 2;
-    script_->compiled = operators_wanted_ && info_.mesh_parts && device.is_cpu() && (solver == 1 || solver == 3) &&
+    const bool possible = operators_wanted_ && !info_.multipoles && device.is_cpu();
+    script_->compiled = possible && info_.mesh_parts && (solver == 1 || solver == 3) &&
         script_->plan_entry("polynomials").size(1) <= 2 * MeshWindow::most_points;
-    script_->periodic_mesh.reset();
-    if (script_->compiled && solver == 1 && !request.slab) script_->make_periodic_mesh(info_.n_q);
+    script_->sum.reset();
+    if (!request.slab && ((possible && solver == 0) || (script_->compiled && solver == 1)))
+      script_->make_sum(info_.n_q);
   });
   request_ = request;
   planned_ = true;
@@ -262,7 +266,7 @@ std::string LESModel::describe_plan()
   if (!info_.long_range) return "short range only";
   std::string text;
   guarded([&] { text = script_->call("describe", {script_->plan}).toStringRef(); });
-  if (script_->compiled) text += ", compiled operators";
+  if (script_->compiled || script_->sum) text += ", compiled operators";
   return text;
 }
 
@@ -284,23 +288,21 @@ static MeshWindow window_of(const Tensor &polynomials)
   return {polynomials.const_data_ptr<double>(), polynomials.size(0) - 1, polynomials.size(1) / 2};
 }
 
-void LESModel::Script::make_periodic_mesh(int64_t channels)
+void LESModel::Script::make_sum(int64_t channels)
 {
-  const Tensor shape = plan_entry("shape");
-  const int64_t *points = shape.const_data_ptr<int64_t>();
-  periodic_mesh = std::make_unique<PeriodicMesh>(
-      PeriodicMeshPlan{plan_entry("cell"),
-                       plan_entry("polynomials"),
-                       plan_entry("deconvolution"),
-                       plan_entry("weight"),
-                       plan_entry("anisotropy"),
-                       {points[0], points[1], points[2]}},
-      channels);
-  // What the file makes of a unit charge where the potential of all charges is zero
+  const ReciprocalPlan common{plan_entry("cell"), plan_entry("weight"), plan_entry("anisotropy")};
+  if (plan_entry("solver").item<int64_t>() == 0) {
+    sum = std::make_unique<DirectSum>(common, channels);
+  } else {
+    const Tensor shape = plan_entry("shape");
+    const int64_t *points = shape.const_data_ptr<int64_t>();
+    const MeshPlan mesh{plan_entry("polynomials"), plan_entry("deconvolution"), {points[0], points[1], points[2]}};
+    sum = std::make_unique<PeriodicMesh>(common, mesh, channels);
+  }
+  // What the file makes of a unit charge where there is no field
   const auto real = torch::TensorOptions(torch::kFloat64);
-  const Tensor nothing = torch::zeros({1, channels}, real), position = torch::zeros({1, 3}, real);
-  const auto alone = call("gather_from_values", {nothing, torch::zeros({1, channels, 3}, real), torch::zeros({0}, real),
-                                                 position, torch::ones({1, channels}, real), plan})
+  const auto alone = call("gather", {torch::zeros({2 * channels * common.weight.numel()}, real),
+                                     torch::zeros({1, 3}, real), torch::ones({1, channels}, real), plan})
                          .toTuple();
   self_potential = -alone->elements()[0].toTensor()[0][0].item<double>();
 }

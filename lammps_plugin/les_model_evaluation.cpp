@@ -155,8 +155,8 @@ void LESModel::forward(const Graph &graph, const ResponseRequest &request)
     if (info_.long_range) {
       const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
       const Tensor positions = view(graph.positions, {own, 3}).to(device);
-      if (script_->periodic_mesh)
-        script_->periodic_mesh->spread(graph.positions.data(), script_->charge, at::get_num_threads(), density_);
+      if (script_->sum)
+        script_->sum->spread(graph.positions.data(), script_->charge, at::get_num_threads(), density_);
       else
         copy_out(script_->spread(positions, script_->charge), density_);
       script_->total_charge = script_->charge;
@@ -239,8 +239,8 @@ void LESModel::long_range_terms(const Graph &graph, Evaluation &out, const Respo
   const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
   Clock clock(device);
   torch::jit::IValue field;
-  if (script_->periodic_mesh) {
-    out.system_strain = script_->periodic_mesh->solve(density_, at::get_num_threads());
+  if (script_->sum) {
+    out.system_strain = script_->sum->solve(density_, at::get_num_threads());
   } else {
     const Tensor density = view(density_, {static_cast<int64_t>(density_.size())}).to(device);
     if (!info_.responds)
@@ -258,9 +258,9 @@ void LESModel::long_range_terms(const Graph &graph, Evaluation &out, const Respo
   }
   times.solve += clock.lap();
 
-  if (script_->periodic_mesh) {
+  if (script_->sum) {
     script_->potential =
-        script_->periodic_mesh->gather(script_->charge, script_->self_potential, at::get_num_threads(),
+        script_->sum->gather(script_->charge, script_->self_potential, at::get_num_threads(),
                                        out.long_range_energy.data(), out.long_range_force.data());
   } else if (own > 0) {
     const Tensor &q = script_->charge;

@@ -7,7 +7,7 @@
 
 #include "compiled_network.h"
 #include "les_model.h"
-#include "periodic_mesh.h"
+#include "reciprocal_sum.h"
 
 #include "json.h"    // nlohmann's JSON class as LAMMPS ships it
 
@@ -67,9 +67,9 @@ struct LESModel::Script {
 
   // "spread" and "gather" of the plan, through the compiled operators or as a whole in the file
   bool compiled = false;
-  std::unique_ptr<PeriodicMesh> periodic_mesh;    // where all between them is compiled, "solve" included
-  double self_potential = 0.0;                    // that "gather" takes from the potential of a unit charge
-  void make_periodic_mesh(int64_t channels);
+  std::unique_ptr<ReciprocalSum> sum;    // of a periodic cell: then "solve" is compiled as well
+  double self_potential = 0.0;           // that "gather" takes from the potential of a unit charge
+  void make_sum(int64_t channels);
   Tensor spread(const Tensor &positions, const Tensor &charges);
   c10::intrusive_ptr<c10::ivalue::Tuple> gather(const torch::jit::IValue &field, const Tensor &positions,
                                                 const Tensor &charges);

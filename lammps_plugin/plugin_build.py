@@ -23,6 +23,7 @@ from les_md.cache import cache_directory
 
 SOURCES = (
     "compiled_network.cpp",
+    "direct_sum.cpp",
     "fix_mliap_les_current.cpp",
     "les_model.cpp",
     "les_model_evaluation.cpp",
@@ -34,17 +35,22 @@ SOURCES = (
     "pair_mliap_les_settings.cpp",
     "periodic_mesh.cpp",
     "plugin.cpp",
+    "reciprocal_sum.cpp",
     "unique_atom_graph.cpp",
 )
 HEADERS = (
     "compiled_network.h",
+    "direct_sum.h",
     "fix_mliap_les_current.h",
     "les_model.h",
     "les_model_script.h",
     "mesh_operators.h",
     "pair_mliap_les.h",
+    "periodic_mesh.h",
     "plugin_interface.h",
+    "reciprocal_sum.h",
     "unique_atom_graph.h",
+    "vector_clones.h",
 )
 LIBRARY = "lesplugin.so"  # LAMMPS loads every file named *plugin.so
 DIGEST = "lesplugin.sha256"  # of the library: one that was damaged since is compiled again
@@ -87,7 +93,7 @@ class Toolchain:
         return [
             *self.compiler,
             f"-std=c++{self.cxx_standard}",
-            "-O3",  # vectors in mesh_operators.cpp
+            "-O3",  # vectors in the loops of the long-range sum
             *self.thread_options(),
             "-fPIC",
             "-fvisibility-inlines-hidden",

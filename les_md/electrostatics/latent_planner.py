@@ -27,8 +27,8 @@ class LatentPlanner(torch.nn.Module):
     A **plan** (``plan``) holds everything that depends on cell and solver only: a dictionary of tensors to be handed to
     ``spread``, ``solve`` and ``gather``, valid until the cell changes (isolated: until an atom leaves the bounds).
     Its entry ``solver`` is 0 for the direct reciprocal sum, 1 for the mesh, 2 for the sum over all pairs of an isolated
-    system, 3 for the mesh of an isolated system. LAMMPS reads entries of solver 1 (``periodic_mesh.h``), all others are
-    private.
+    system, 3 for the mesh of an isolated system. LAMMPS reads some of solvers 0 and 1 (``reciprocal_sum.h``),
+    all others are private.
     """
 
     def __init__(self, parameters: LongRangeParameters) -> None:

@@ -134,13 +134,14 @@ SYSTEMS = {
 }
 
 
+@pytest.mark.parametrize("kspace", ["mesh", "ewald"])
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_the_same_as_the_file(name, models, lammps_of):
+def test_the_same_as_the_file(name, kspace, models, lammps_of):
     atoms, boundary, model, keywords = SYSTEMS[name]
     results = {}
     for operators in ("file", "compiled", "compiled threads 2"):
         session = lammps_of(atoms, boundary=boundary)
-        session.potential(models[model], f"kspace mesh {keywords} operators {operators}")
+        session.potential(models[model], f"kspace {kspace} {keywords} operators {operators}")
         results[operators] = session.evaluate()
     for operators in ("compiled", "compiled threads 2"):
         for kind in ("forces", "virial", "energies"):
@@ -186,7 +187,8 @@ def test_forces_are_derivatives(models, lammps_of):
     [
         ("kspace mesh", r"mesh \d+ x \d+ x \d+, order \d+, compiled operators"),
         ("kspace mesh operators file", r"mesh \d+ x \d+ x \d+, order \d+"),
-        ("kspace ewald", r"ewald, \d+ wave vectors"),
+        ("kspace ewald", r"ewald, \d+ wave vectors, compiled operators"),
+        ("kspace ewald operators file", r"ewald, \d+ wave vectors"),
     ],
 )
 def test_log(keywords, expected, models, lammps_of):
