@@ -1,4 +1,6 @@
 # make install | make demo | make test: each starts from Python 3.11, a C++ compiler and make, and can be repeated.
+# make coverage: as make test, with the lines and branches of Python that ran counted; report in build/coverage.
+# make coverage TESTS=tests/electrostatics: of a part of them.
 # make test-nequip: the tests of NequIP and Allegro models, in an environment of its own (their e3nn is not mace-torch's);
 # then what was exported there in all engines of the main environment.
 # make test-wheel: the wheel in empty environments, with the oldest and the newest versions of what it needs (8 GB, removed).
@@ -14,7 +16,7 @@ NEQUIP := .venv-nequip
 # Two threads are what the examples and the record in docs/performance.md use; set OMP_NUM_THREADS for more.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: install install-nequip install-torchforce test test-nequip test-torchforce test-wheel demo bench docs lint clean
+.PHONY: install install-nequip install-torchforce test coverage test-nequip test-torchforce test-wheel demo bench docs lint clean
 
 install: $(VENV)/.installed
 
@@ -47,6 +49,15 @@ lint: install
 
 test: install lint
 	$(BIN)/python -m pytest -n 2
+
+# Reports also where a test fails, and fails then.
+coverage: install lint
+	rm -rf build/coverage
+	$(BIN)/python -m coverage run -m pytest -n 2 $(TESTS); tests=$$?; \
+	$(BIN)/python -m coverage combine --quiet && \
+	$(BIN)/python -m coverage html --quiet --directory build/coverage/html && \
+	$(BIN)/python -m coverage report > build/coverage/report.txt && \
+	cat build/coverage/report.txt && exit $$tests
 
 test-nequip: install install-nequip
 	$(NEQUIP)/bin/python -m pytest -n 2 tests/architectures

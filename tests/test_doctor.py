@@ -92,6 +92,7 @@ class TestPackages:
         """A package that pyproject.toml asks for is in the report, or is for development."""
         names = {doctor._canonical(name) for name in (*doctor._REQUIRED, *doctor._OPTIONAL)}
         helpers = {
+            "coverage",
             "tqdm",
             "mdtraj",
             "pytest",
