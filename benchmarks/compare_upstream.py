@@ -1,12 +1,14 @@
 """A step of bulk water by les_md in LAMMPS against upstream's way of running the same checkpoint, on one machine.
 
     python benchmarks/compare_upstream.py --model MACE-LES_water.model --output benchmark_results      (or: make bench)
+    python benchmarks/compare_upstream.py --model water_rpbe_d3
 
-Upstream is mace-torch's own ``MACECalculator`` in ASE, in float32, with its neighbour list, energy, forces and stress,
-as a user of ASE gets them. The published class MACELES calls the package ``les`` for the long-range energy; here that
-one part of the upstream side is les_md's direct sum, so that nothing has to be installed beyond mace-torch. This
-favours upstream: the sum is the cheaper one of the two, and below a hundredth of the step. Before anything is timed,
-both sides must give the same forces.
+With a checkpoint of CACE, upstream stands for ``plain_cace.py``, which says why. With one of MACE, it is mace-torch's
+own ``MACECalculator`` in ASE, in float32, with its neighbour list, energy, forces and stress, as a user of ASE gets
+them. The published class MACELES calls the package ``les`` for the long-range energy; here that one part of the
+upstream side is les_md's direct sum, so that nothing has to be installed beyond mace-torch. This favours upstream: the
+sum is the cheaper one of the two, and below a hundredth of the step. Before anything is timed, both sides must give the
+same forces.
 
 Both sides run in processes of their own, in turn, ``--rounds`` times, so that other work on the machine hits both;
 medians. Also a floor of the step, from operations and memory traffic (``step_floor.py``).
@@ -28,14 +30,16 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import torch
+from plain_cace import PlainCACE
 from step_floor import floor_table
 from timed_run import ATOMS, DATA, measure
 from torch import Tensor
 
 from les_md import LESCalculator, export
-from les_md.architectures import LoadOptions, mace
+from les_md.architectures import LoadOptions, find_architecture, mace
 from les_md.architectures.mace import _LatentEwaldOfMACE
 from les_md.checkpoint import read_checkpoint
+from les_md.models import resolve_checkpoint
 
 
 def water(size: int) -> ase.Atoms:
@@ -58,8 +62,15 @@ def upstream_model(checkpoint: str) -> torch.nn.Module:
     return model.float()
 
 
+def is_cace(checkpoint: str) -> bool:
+    """Whether it holds a CACE model; all others must be MACE."""
+    return find_architecture(read_checkpoint(resolve_checkpoint(checkpoint))).__name__.endswith(".cace")
+
+
 def upstream(checkpoint: str):
-    """MACECalculator with the checkpoint, in float32."""
+    """MACECalculator with the checkpoint, in float32; ``PlainCACE`` with one of CACE."""
+    if is_cace(checkpoint):
+        return PlainCACE(checkpoint)
     from mace.calculators import MACECalculator
 
     return MACECalculator(models=[upstream_model(checkpoint)], device="cpu", default_dtype="float32")
@@ -108,7 +119,7 @@ def check_forces(checkpoint: str, exported: Path) -> float:
     return difference
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[dict], other: str, path: Path) -> None:
     """Bars of ms per step of both sides and the floor of arithmetic."""
     import matplotlib
 
@@ -117,7 +128,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(1.5 + 2.2 * len(rows), 3.4))
     places = np.arange(len(rows))
-    bars = (("upstream", "mace-torch in ASE"), ("ours", "les_md in LAMMPS"), ("floor", "les_md, arithmetic alone"))
+    bars = (("upstream", other), ("ours", "les_md in LAMMPS"), ("floor", "les_md, arithmetic alone"))
     for i, (key, label) in enumerate(bars):
         axes.bar(places + 0.27 * (i - 1), [row[key] for row in rows], 0.25, label=label)
     axes.set_yscale("log")
@@ -153,7 +164,9 @@ def main() -> int:
         lines.append(line)
         print(line, flush=True)
 
-    show(f"{Path(options.model).stem}, float32, {options.threads} threads, medians of {options.rounds} rounds in turn; "
+    other = "plain PyTorch in ASE" if is_cace(options.model) else "mace-torch in ASE"
+    show(f"{Path(options.model).stem}, upstream: {other}")
+    show(f"float32, {options.threads} threads, medians of {options.rounds} rounds in turn; "
          f"{datetime.now(timezone.utc):%d %B %Y}, {os.cpu_count()} cores ({platform.machine()}), "
          f"load {os.getloadavg()[0]:.0f}")  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
@@ -189,8 +202,9 @@ def main() -> int:
         row["floor"] = floor
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "compare_upstream.txt").write_text("\n".join(lines) + "\n")
-        draw(rows, options.output / "compare_upstream.png")
+        name = f"compare_upstream_{Path(options.model).stem}"
+        (options.output / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        draw(rows, other, options.output / f"{name}.png")
         print(f"written to {options.output}")
     return 0
 

@@ -19,6 +19,7 @@ table() {
 has() { "$python" -W ignore -c "import $1" > /dev/null 2>&1; }
 
 "$python" -W ignore "$here/compare_upstream.py" --model "$model" --output "$output"
+"$python" -W ignore "$here/compare_upstream.py" --model water_rpbe_d3 --steps 40 --output "$output"
 table step_time step_time.py --model water_rpbe_d3 --model "$model" --threads 1
 table step_time_compiled step_time.py --model water_rpbe_d3 --threads 1 --compiled
 table cace_network cace_network.py --model water_rpbe_d3
