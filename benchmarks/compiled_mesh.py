@@ -16,19 +16,31 @@ from les_md.lammps import plugin_build
 SHIM = r"""
 #include "periodic_mesh.h"
 #include <torch/library.h>
+#include <torch/types.h>
 #include <map>
 #include <memory>
 
 static std::map<int64_t, std::unique_ptr<les_md::PeriodicMesh>> meshes;
+
+static std::vector<double> numbers(const torch::Tensor &tensor)
+{
+  const torch::Tensor entry = tensor.contiguous();
+  return {entry.const_data_ptr<double>(), entry.const_data_ptr<double>() + entry.numel()};
+}
 
 static int64_t make(const torch::Tensor &cell, const torch::Tensor &polynomials, const torch::Tensor &deconvolution,
                     const torch::Tensor &weight, const torch::Tensor &anisotropy, at::IntArrayRef shape,
                     int64_t channels)
 {
   const auto handle = static_cast<int64_t>(meshes.size());
-  const les_md::MeshPlan mesh{polynomials, deconvolution, {shape[0], shape[1], shape[2]}};
-  meshes.emplace(handle, std::make_unique<les_md::PeriodicMesh>(les_md::ReciprocalPlan{cell, weight, anisotropy}, mesh,
-                                                                channels));
+  les_md::ReciprocalPlan plan;
+  std::copy_n(numbers(cell).begin(), 9, plan.cell.begin());
+  plan.limits = {weight.size(0) - 1, (weight.size(1) - 1) / 2, (weight.size(2) - 1) / 2};
+  plan.weight = numbers(weight);
+  plan.anisotropy = numbers(anisotropy);
+  const les_md::MeshPlan mesh{polynomials.size(1) / 2, numbers(polynomials), numbers(deconvolution),
+                              {shape[0], shape[1], shape[2]}};
+  meshes.emplace(handle, std::make_unique<les_md::PeriodicMesh>(plan, mesh, channels));
   return handle;
 }
 
@@ -37,12 +49,16 @@ static std::tuple<torch::Tensor, torch::Tensor> evaluate(int64_t handle, const t
                                                          int64_t threads)
 {
   auto &mesh = *meshes.at(handle);
+  const auto count = static_cast<int>(threads);
+  const torch::Tensor sources = charges.contiguous();
+  const double *charge = sources.const_data_ptr<double>();
   std::vector<double> density;
-  mesh.spread(positions.const_data_ptr<double>(), charges, static_cast<int>(threads), density);
-  mesh.solve(density, static_cast<int>(threads));
+  mesh.spread(positions.size(0), positions.const_data_ptr<double>(), charge, count, density);
+  mesh.solve(density, count);
+  const torch::Tensor potential = torch::empty_like(sources);
   const torch::Tensor energies = torch::empty({positions.size(0)}, positions.options());
   const torch::Tensor forces = torch::empty_like(positions);
-  mesh.gather(charges, self_potential, static_cast<int>(threads), energies.mutable_data_ptr<double>(),
+  mesh.gather(charge, self_potential, count, potential.mutable_data_ptr<double>(), energies.mutable_data_ptr<double>(),
               forces.mutable_data_ptr<double>());
   return {energies, forces};
 }

@@ -96,13 +96,10 @@ void DirectSum::set_phases(const double *fractional, double *phases) const
   powers(two_pi * fractional[2], -limits_[2], limits_[2], phases3, phases3 + width_);
 }
 
-void DirectSum::spread(const double *positions, const torch::Tensor &charges, int threads,
+void DirectSum::spread(int64_t atoms, const double *positions, const double *charges, int threads,
                        std::vector<double> &density)
 {
-  check(charges);
-  const torch::Tensor sources = charges.contiguous();
-  const double *charge = sources.const_data_ptr<double>();
-  const int64_t atoms = spread_atoms_ = sources.size(0);
+  atoms_ = atoms;
   fractional_.resize(3 * atoms);
   for (int64_t atom = 0; atom < atoms; ++atom) {
     const auto at = fractional(positions + 3 * atom);
@@ -121,7 +118,7 @@ void DirectSum::spread(const double *positions, const torch::Tensor &charges, in
     for (int64_t plane = 0; plane < channels_ * count1; ++plane) {
       const int64_t channel = plane / count1, n1 = plane % count1;
       for (int64_t atom = 0; atom < block; ++atom) {
-        const double q = charge[(start + atom) * channels_ + channel];
+        const double q = charges[(start + atom) * channels_ + channel];
         const double *phases1 = &phases[atom * stride], *phases2 = phases1 + 2 * count1;
         const double re1 = q * phases1[n1], im1 = q * phases1[count1 + n1];
         for (int64_t n2 = 0; n2 < count2; ++n2) {
@@ -158,7 +155,7 @@ std::array<double, 9> DirectSum::solve(const std::vector<double> &density, int)
 }
 
 // Re and, for the derivatives, 2 pi n_a Im of exp(-2 pi i n s) F(n), summed
-void DirectSum::values(int64_t atoms, int threads, double *potential, double *derivatives) const
+void DirectSum::values(int threads, double *potential, double *derivatives) const
 {
   const int64_t count1 = limits_[0] + 1, count2 = 2 * limits_[1] + 1;
 #pragma omp parallel num_threads(threads)
@@ -166,7 +163,7 @@ void DirectSum::values(int64_t atoms, int threads, double *potential, double *de
     std::vector<double> phases(phases_of_atom());
     const double *phases2 = phases.data() + 2 * count1, *phases3 = phases2 + 2 * count2;
 #pragma omp for schedule(static)
-    for (int64_t atom = 0; atom < atoms; ++atom) {
+    for (int64_t atom = 0; atom < atoms_; ++atom) {
       set_phases(&fractional_[3 * atom], phases.data());
       for (int64_t channel = 0; channel < channels_; ++channel) {
         double value = 0.0, along[3] = {0.0, 0.0, 0.0};

@@ -15,12 +15,12 @@ class DirectSum : public ReciprocalSum {
  public:
   DirectSum(const ReciprocalPlan &plan, int64_t channels);
 
-  void spread(const double *positions, const torch::Tensor &charges, int threads,
+  void spread(int64_t atoms, const double *positions, const double *charges, int threads,
               std::vector<double> &density) override;
   std::array<double, 9> solve(const std::vector<double> &density, int threads) override;
 
  protected:
-  void values(int64_t atoms, int threads, double *potential, double *derivatives) const override;
+  void values(int threads, double *potential, double *derivatives) const override;
 
  private:
   int64_t phases_of_atom() const;

@@ -290,18 +290,28 @@ static MeshWindow window_of(const Tensor &polynomials)
 
 void LESModel::Script::make_sum(int64_t channels)
 {
-  const ReciprocalPlan common{plan_entry("cell"), plan_entry("weight"), plan_entry("anisotropy")};
+  const auto numbers = [this](const char *key) {
+    const Tensor entry = plan_entry(key).contiguous();
+    return std::vector<double>(entry.const_data_ptr<double>(), entry.const_data_ptr<double>() + entry.numel());
+  };
+  const auto waves = plan_entry("weight").sizes();
+  ReciprocalPlan common;
+  const auto cell = numbers("cell");
+  std::copy_n(cell.begin(), 9, common.cell.begin());
+  common.limits = {waves.at(0) - 1, (waves.at(1) - 1) / 2, (waves.at(2) - 1) / 2};
+  common.weight = numbers("weight");
+  common.anisotropy = numbers("anisotropy");
   if (plan_entry("solver").item<int64_t>() == 0) {
     sum = std::make_unique<DirectSum>(common, channels);
   } else {
-    const Tensor shape = plan_entry("shape");
-    const int64_t *points = shape.const_data_ptr<int64_t>();
-    const MeshPlan mesh{plan_entry("polynomials"), plan_entry("deconvolution"), {points[0], points[1], points[2]}};
+    const Tensor shape = plan_entry("shape").contiguous();
+    MeshPlan mesh{plan_entry("polynomials").size(1) / 2, numbers("polynomials"), numbers("deconvolution"), {}};
+    std::copy_n(shape.const_data_ptr<int64_t>(), 3, mesh.shape.begin());
     sum = std::make_unique<PeriodicMesh>(common, mesh, channels);
   }
   // What the file makes of a unit charge where there is no field
   const auto real = torch::TensorOptions(torch::kFloat64);
-  const auto alone = call("gather", {torch::zeros({2 * channels * common.weight.numel()}, real),
+  const auto alone = call("gather", {torch::zeros({2 * channels * static_cast<int64_t>(common.weight.size())}, real),
                                      torch::zeros({1, 3}, real), torch::ones({1, channels}, real), plan})
                          .toTuple();
   self_potential = -alone->elements()[0].toTensor()[0][0].item<double>();

@@ -149,14 +149,15 @@ void LESModel::forward(const Graph &graph, const ResponseRequest &request)
     for (size_t k = 0; k < script_->blocks.size(); ++k) forward_block(graph, k);
     std::vector<Tensor> charges{torch::zeros({0, info_.num_columns}, torch::TensorOptions(torch::kFloat64).device(device))};
     for (const auto &block : script_->blocks) charges.push_back(block.charge);
-    script_->charge = torch::cat(charges);
+    script_->charge = torch::cat(charges).contiguous();
     times.forward += clock.lap();
 
     if (info_.long_range) {
       const torch::NoGradGuard no_tape;    // the solver's derivatives are analytic
       const Tensor positions = view(graph.positions, {own, 3}).to(device);
       if (script_->sum)
-        script_->sum->spread(graph.positions.data(), script_->charge, at::get_num_threads(), density_);
+        script_->sum->spread(own, graph.positions.data(), script_->charge.const_data_ptr<double>(),
+                             at::get_num_threads(), density_);
       else
         copy_out(script_->spread(positions, script_->charge), density_);
       script_->total_charge = script_->charge;
@@ -259,9 +260,10 @@ void LESModel::long_range_terms(const Graph &graph, Evaluation &out, const Respo
   times.solve += clock.lap();
 
   if (script_->sum) {
-    script_->potential =
-        script_->sum->gather(script_->charge, script_->self_potential, at::get_num_threads(),
-                                       out.long_range_energy.data(), out.long_range_force.data());
+    script_->potential = torch::empty_like(script_->charge);
+    script_->sum->gather(script_->charge.const_data_ptr<double>(), script_->self_potential, at::get_num_threads(),
+                         script_->potential.mutable_data_ptr<double>(), out.long_range_energy.data(),
+                         out.long_range_force.data());
   } else if (own > 0) {
     const Tensor &q = script_->charge;
     const Tensor positions = view(graph.positions, {own, 3}).to(device);

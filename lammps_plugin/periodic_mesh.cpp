@@ -2,19 +2,23 @@
 
 #include "periodic_mesh.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/fft_ifft2.h>
 #include <ATen/ops/fft_irfft.h>
 #include <ATen/ops/fft_rfftn.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <stdexcept>
 
 namespace les_md {
 
 namespace {
 
 constexpr std::array<int64_t, 3> axes{1, 2, 3};    // of a mesh; channels come first
+constexpr const char *outside = "a charge is not on the mesh of the long-range sum";
 
 // Where wave number n stands in the output of an FFT of this many points.
 int64_t place(int64_t n, int64_t points)
@@ -25,32 +29,31 @@ int64_t place(int64_t n, int64_t points)
 }    // namespace
 
 PeriodicMesh::PeriodicMesh(const ReciprocalPlan &plan, const MeshPlan &mesh, int64_t channels) :
-    ReciprocalSum(plan, channels), mesh_(mesh), order_(mesh.polynomials.size(1) / 2), padding_(order_ + 1)
+    ReciprocalSum(plan, channels), mesh_(mesh), padding_(mesh.order + 1)
 {
-  for (torch::Tensor *tensor : {&mesh_.polynomials, &mesh_.deconvolution}) *tensor = tensor->contiguous();
   points_ = {mesh_.shape[1], mesh_.shape[2], mesh_.shape[0]};
   for (int axis = 0; axis < 3; ++axis) padded_points_[axis] = points_[axis] + padding_;
-  const auto real = torch::TensorOptions(torch::kFloat64);
-  padded_ = torch::empty({channels_, padded_points_[0], padded_points_[1], padded_points_[2]}, real);
+  padded_.resize(channels_ * padded_points_[0] * padded_points_[1] * padded_points_[2]);
   // Outside the sum it stays zero.
-  spectrum_ = torch::zeros({channels_, points_[0], points_[1], limits_[0] + 1}, real.dtype(torch::kComplexDouble));
+  spectrum_ = at::zeros({channels_, points_[0], points_[1], limits_[0] + 1}, at::TensorOptions(at::kComplexDouble));
 }
 
 MeshWindow PeriodicMesh::window() const
 {
-  return {mesh_.polynomials.const_data_ptr<double>(), mesh_.polynomials.size(0) - 1, order_};
+  const auto columns = static_cast<size_t>(2 * mesh_.order);
+  return {mesh_.polynomials.data(), static_cast<int64_t>(mesh_.polynomials.size() / columns) - 1, mesh_.order};
 }
 
 // periodic_coordinates of mesh.py
-void PeriodicMesh::locate(const double *positions, int64_t atoms)
+void PeriodicMesh::locate(const double *positions)
 {
-  coordinates_.resize(3 * atoms);
-  for (int64_t i = 0; i < atoms; ++i) {
+  coordinates_.resize(3 * atoms_);
+  for (int64_t i = 0; i < atoms_; ++i) {
     const auto at = fractional(positions + 3 * i);
     for (int axis = 0; axis < 3; ++axis) {
       const auto points = static_cast<double>(mesh_.shape[axis]);
       double coordinate = (at[axis] - std::floor(at[axis])) * points;
-      if (coordinate < 0.5 * static_cast<double>(order_)) coordinate += points;
+      if (coordinate < 0.5 * static_cast<double>(mesh_.order)) coordinate += points;
       coordinates_[3 * i + (axis + 2) % 3] = coordinate;
     }
   }
@@ -91,24 +94,21 @@ void PeriodicMesh::unfold(const double *mesh, double *padded, int threads) const
   }
 }
 
-void PeriodicMesh::spread(const double *positions, const torch::Tensor &charges, int threads,
+void PeriodicMesh::spread(int64_t atoms, const double *positions, const double *charges, int threads,
                           std::vector<double> &density)
 {
-  check(charges);
-  const torch::Tensor sources = charges.contiguous();
-  const int64_t atoms = spread_atoms_ = sources.size(0);
-  locate(positions, atoms);
-  padded_.zero_();
-  const bool inside =
-      spread_on_mesh(window(), padded_points_, atoms, channels_, coordinates_.data(),
-                     sources.const_data_ptr<double>(), padded_.mutable_data_ptr<double>(), threads);
-  TORCH_CHECK(inside, "a charge is not on the mesh of the long-range sum");
-  const torch::Tensor mesh = torch::empty({channels_, points_[0], points_[1], points_[2]}, padded_.options());
-  fold(padded_.const_data_ptr<double>(), mesh.mutable_data_ptr<double>(), threads);
+  atoms_ = atoms;
+  locate(positions);
+  std::fill(padded_.begin(), padded_.end(), 0.0);
+  if (!spread_on_mesh(window(), padded_points_, atoms_, channels_, coordinates_.data(), charges, padded_.data(), threads))
+    throw std::runtime_error(outside);
+  const at::Tensor mesh =
+      at::empty({channels_, points_[0], points_[1], points_[2]}, at::TensorOptions(at::kDouble));
+  fold(padded_.data(), mesh.mutable_data_ptr<double>(), threads);
 
-  const torch::Tensor transformed = at::fft_rfftn(mesh, std::nullopt, at::IntArrayRef(axes)).contiguous();
+  const at::Tensor transformed = at::fft_rfftn(mesh, std::nullopt, at::IntArrayRef(axes)).contiguous();
   const auto *waves = transformed.const_data_ptr<c10::complex<double>>();
-  const double *deconvolution = mesh_.deconvolution.const_data_ptr<double>();
+  const double *deconvolution = mesh_.deconvolution.data();
   const int64_t width2 = 2 * limits_[1] + 1, width3 = 2 * limits_[2] + 1, half = points_[2] / 2 + 1;
   density.resize(2 * channels_ * wave_vectors());
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -130,7 +130,7 @@ std::array<double, 9> PeriodicMesh::solve(const std::vector<double> &density, in
 {
   check(density);
   const int64_t width2 = 2 * limits_[1] + 1, width3 = 2 * limits_[2] + 1, kept = limits_[0] + 1;
-  const double *weight = this->weight(), *deconvolution = mesh_.deconvolution.const_data_ptr<double>();
+  const double *weight = this->weight(), *deconvolution = mesh_.deconvolution.data();
   auto *spectrum = spectrum_.mutable_data_ptr<c10::complex<double>>();
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t line = 0; line < channels_ * width2; ++line) {
@@ -149,18 +149,18 @@ std::array<double, 9> PeriodicMesh::solve(const std::vector<double> &density, in
   }
 
   // Two axes for the wave numbers of the sum alone; the third transform fills the others with zeros.
-  const torch::Tensor lines = at::fft_ifft2(spectrum_, std::nullopt, {1, 2}, "forward");
-  const torch::Tensor potential = at::fft_irfft(lines, points_[2], 3, "forward").contiguous();
-  unfold(potential.const_data_ptr<double>(), padded_.mutable_data_ptr<double>(), threads);
+  const at::Tensor lines = at::fft_ifft2(spectrum_, std::nullopt, {1, 2}, "forward");
+  const at::Tensor potential = at::fft_irfft(lines, points_[2], 3, "forward").contiguous();
+  unfold(potential.const_data_ptr<double>(), padded_.data(), threads);
   return strain_derivative(density);
 }
 
-void PeriodicMesh::values(int64_t atoms, int threads, double *potential, double *derivatives) const
+void PeriodicMesh::values(int threads, double *potential, double *derivatives) const
 {
-  const bool inside = gather_from_mesh(window(), padded_points_, atoms, channels_, coordinates_.data(),
-                                       padded_.const_data_ptr<double>(), potential, derivatives, threads);
-  TORCH_CHECK(inside, "a charge is not on the mesh of the long-range sum");
-  for (int64_t k = 0; k < atoms * channels_; ++k, derivatives += 3) {
+  if (!gather_from_mesh(window(), padded_points_, atoms_, channels_, coordinates_.data(), padded_.data(), potential,
+                        derivatives, threads))
+    throw std::runtime_error(outside);
+  for (int64_t k = 0; k < atoms_ * channels_; ++k, derivatives += 3) {
     std::rotate(derivatives, derivatives + 2, derivatives + 3);    // from the axes 2, 3, 1
     for (int axis = 0; axis < 3; ++axis) derivatives[axis] *= static_cast<double>(mesh_.shape[axis]);
   }

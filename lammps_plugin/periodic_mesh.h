@@ -8,13 +8,16 @@
 #include "mesh_operators.h"
 #include "reciprocal_sum.h"
 
+#include <ATen/core/Tensor.h>
+
 namespace les_md {
 
 // What a plan of solver 1 holds besides.
 struct MeshPlan {
-  torch::Tensor polynomials;      // [degree + 1, 2 order]
-  torch::Tensor deconvolution;    // [K1 + 1, 2 K2 + 1, 2 K3 + 1]
-  std::array<int64_t, 3> shape{};    // points of the periodic mesh
+  int64_t order = 0;
+  std::vector<double> polynomials;      // [degree + 1, 2 order]
+  std::vector<double> deconvolution;    // [K1 + 1, 2 K2 + 1, 2 K3 + 1]
+  std::array<int64_t, 3> shape{};       // points of the periodic mesh
 };
 
 // The mesh has its axes in the order 2, 3, 1: then the transform halves the axis that the sum halves, and that axis is
@@ -23,24 +26,25 @@ class PeriodicMesh : public ReciprocalSum {
  public:
   PeriodicMesh(const ReciprocalPlan &plan, const MeshPlan &mesh, int64_t channels);
 
-  void spread(const double *positions, const torch::Tensor &charges, int threads,
+  void spread(int64_t atoms, const double *positions, const double *charges, int threads,
               std::vector<double> &density) override;
   std::array<double, 9> solve(const std::vector<double> &density, int threads) override;
 
  protected:
-  void values(int64_t atoms, int threads, double *potential, double *derivatives) const override;
+  void values(int threads, double *potential, double *derivatives) const override;
 
  private:
   MeshWindow window() const;
-  void locate(const double *positions, int64_t atoms);
+  void locate(const double *positions);
   void fold(const double *padded, double *mesh, int threads) const;
   void unfold(const double *mesh, double *padded, int threads) const;
 
   MeshPlan mesh_;
-  int64_t order_, padding_;
+  int64_t padding_;
   MeshShape points_{}, padded_points_{};    // of the axes 2, 3, 1: of the cell, and with room for all windows
   std::vector<double> coordinates_;         // [atoms, 3] along the axes 2, 3, 1
-  torch::Tensor padded_, spectrum_;    // the latter [channels, points 2, points 3, K1 + 1]
+  std::vector<double> padded_;
+  at::Tensor spectrum_;    // [channels, points 2, points 3, K1 + 1]
 };
 
 }    // namespace les_md

@@ -2,7 +2,7 @@
 
 #include "reciprocal_sum.h"
 
-#include <cmath>
+#include <stdexcept>
 
 namespace les_md {
 
@@ -21,22 +21,15 @@ std::array<double, 9> inverse(const double *m)
 
 }    // namespace
 
-ReciprocalSum::ReciprocalSum(const ReciprocalPlan &plan, int64_t channels) : channels_(channels), plan_(plan)
+ReciprocalSum::ReciprocalSum(const ReciprocalPlan &plan, int64_t channels) :
+    channels_(channels), limits_(plan.limits), plan_(plan), inverse_cell_(inverse(plan.cell.data()))
 {
-  for (torch::Tensor *tensor : {&plan_.cell, &plan_.weight, &plan_.anisotropy}) *tensor = tensor->contiguous();
-  limits_ = {plan_.weight.size(0) - 1, (plan_.weight.size(1) - 1) / 2, (plan_.weight.size(2) - 1) / 2};
-  inverse_cell_ = inverse(plan_.cell.const_data_ptr<double>());
-}
-
-void ReciprocalSum::check(const torch::Tensor &charges) const
-{
-  TORCH_CHECK(charges.size(1) == channels_, charges.size(1), " channels of charges, not ", channels_);
 }
 
 void ReciprocalSum::check(const std::vector<double> &density) const
 {
-  TORCH_CHECK(static_cast<int64_t>(density.size()) == 2 * channels_ * wave_vectors(),
-              "a density of another set of wave vectors");
+  if (static_cast<int64_t>(density.size()) != 2 * channels_ * wave_vectors())
+    throw std::runtime_error("a density of another set of wave vectors");
 }
 
 std::array<double, 3> ReciprocalSum::fractional(const double *position) const
@@ -51,7 +44,7 @@ std::array<double, 3> ReciprocalSum::fractional(const double *position) const
 // reciprocal_strain_derivative of ewald.py
 std::array<double, 9> ReciprocalSum::strain_derivative(const std::vector<double> &density) const
 {
-  const double *weight = this->weight(), *anisotropy = plan_.anisotropy.const_data_ptr<double>();
+  const double *weight = this->weight(), *anisotropy = plan_.anisotropy.data();
   double total = 0.0, moments[3][3] = {};    // energy; energy times anisotropy times n n
   int64_t at = 0;
   for (int64_t n1 = 0; n1 <= limits_[0]; ++n1)
@@ -94,32 +87,24 @@ std::array<double, 9> ReciprocalSum::strain_derivative(const std::vector<double>
   return strain;
 }
 
-torch::Tensor ReciprocalSum::gather(const torch::Tensor &charges, double self_potential, int threads, double *energies,
-                                    double *forces) const
+void ReciprocalSum::gather(const double *charges, double self_potential, int threads, double *potential,
+                           double *energies, double *forces) const
 {
-  check(charges);
-  const torch::Tensor sources = charges.contiguous();
-  const int64_t atoms = sources.size(0);
-  TORCH_CHECK(atoms == spread_atoms_, "these charges are not those that were spread");
-  const torch::Tensor potential = torch::empty({atoms, channels_}, sources.options());
-  std::vector<double> derivatives(3 * atoms * channels_);
-  double *value = potential.mutable_data_ptr<double>();
-  values(atoms, threads, value, derivatives.data());
-
-  const double *charge = sources.const_data_ptr<double>(), *derivative = derivatives.data();
-  for (int64_t atom = 0; atom < atoms; ++atom, forces += 3) {
+  std::vector<double> derivatives(3 * atoms_ * channels_);
+  values(threads, potential, derivatives.data());
+  const double *derivative = derivatives.data();
+  for (int64_t atom = 0; atom < atoms_; ++atom, forces += 3) {
     double energy = 0.0, sum[3] = {0.0, 0.0, 0.0};
-    for (int64_t channel = 0; channel < channels_; ++channel, ++charge, ++value, derivative += 3) {
-      *value -= self_potential * *charge;
-      energy += *charge * *value;
-      for (int a = 0; a < 3; ++a) sum[a] += *charge * derivative[a];
+    for (int64_t channel = 0; channel < channels_; ++channel, ++charges, ++potential, derivative += 3) {
+      *potential -= self_potential * *charges;
+      energy += *charges * *potential;
+      for (int a = 0; a < 3; ++a) sum[a] += *charges * derivative[a];
     }
     energies[atom] = 0.5 * energy;
     // r = s h: dE/dr = h^-1 dE/ds
     for (int i = 0; i < 3; ++i)
       forces[i] = -(inverse_cell_[3 * i] * sum[0] + inverse_cell_[3 * i + 1] * sum[1] + inverse_cell_[3 * i + 2] * sum[2]);
   }
-  return potential;
 }
 
 }    // namespace les_md
