@@ -34,7 +34,7 @@ def main() -> None:
         several: (options.ranks, {}),
         **{
             f"{several}, sleeping after {count}": (options.ranks, {**WAITING_RANKS_SLEEP, COUNT: str(count)})
-            for count in (1, 100, 1000)
+            for count in (1, 10, 100, 1000)
         },
         f"{several}, heavy yield alone": (options.ranks, {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}),
     }

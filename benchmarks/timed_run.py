@@ -27,7 +27,7 @@ run {warm_up} post no
 #: Ranks that wait let others have the core: for more ranks than cores, with MPICH 5 (``more_ranks_than_cores.py``).
 WAITING_RANKS_SLEEP = {
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
-    "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "100",
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "10",
     "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
 }
 PARTS = (
