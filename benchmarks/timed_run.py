@@ -24,6 +24,12 @@ thermo {steps}
 run {warm_up} post no
 {runs}
 """
+#: Ranks that wait let others have the core: for more ranks than cores, with MPICH 5 (``more_ranks_than_cores.py``).
+WAITING_RANKS_SLEEP = {
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "10",
+    "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
+}
 PARTS = (
     "neighbours",
     "graph",
@@ -47,8 +53,11 @@ def measure(
     ranks: int = 1,
     warm_up: int = 3,
     keywords: str = "",
+    environment: dict[str, str] | None = None,
 ) -> dict[str, float]:
     """Medians over ``repeats`` runs of ``steps`` steps: ms per step in all (``total``) and by part (mean of the ranks).
+
+    ``environment`` is in addition to that of this process.
 
     ``electrostatics`` is the sum of density, reduction, solve and gather, ``other`` what LAMMPS itself needs;
     ``memory`` the peak of all ranks together in MB; ``nodes`` and ``edges`` are ratios to those of own atoms.
@@ -69,8 +78,8 @@ def measure(
     command = [str(programs / "lmp"), "-in", str(script), "-log", "none"]
     if ranks > 1:
         command = [str(programs / "mpiexec"), "-n", str(ranks), *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    output = subprocess.run(command, env=environment, capture_output=True, text=True)
+    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})}
+    output = subprocess.run(command, env=variables, capture_output=True, text=True)
     if output.returncode != 0:
         raise RuntimeError(f"LAMMPS failed:\n{output.stdout[-2000:]}\n{output.stderr[-2000:]}")
     text = output.stdout
