@@ -36,6 +36,7 @@ SOURCES = (
     "unique_atom_graph.cpp",
 )
 HEADERS = (
+    "atomic_masses.h",
     "compiled_network.h",
     "fix_mliap_les_current.h",
     "les_model.h",
