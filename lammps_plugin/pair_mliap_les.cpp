@@ -30,7 +30,7 @@ using namespace LAMMPS_NS;
 PairMLIAPLES::PairMLIAPLES(LAMMPS *lmp) :
     Pair(lmp), device_("cpu"), threads_(0), write_charges_(false), kspace_("auto"), accuracy_(1e-5), slab_(false),
     fixed_kset_(false), compiled_operators_(true), compiled_network_(false), current_every_(0), sum_rule_(false),
-    ghost_cutoff_(0.0), with_ghost_neighbors_(false),
+    ghost_cutoff_(0.0), with_ghost_neighbors_(false), masses_checked_(false),
     graph_(lmp), mapped_step_(-1), total_atoms_(0), kset_chosen_(false), kset_cell_{}, graph_reported_(false),
     current_step_(-1), current_time_(0.0), last_current_{}, polarisation_change_{}, warned_at_rest_(false), born_wanted_(0), born_step_(-1), graph_time_(0.0), reduction_time_(0.0), calls_(0)
 {

@@ -56,6 +56,8 @@ class PairMLIAPLES : public Pair {
   void check_charges_of_others() const;
   void check_boundaries() const;
   void check_neighbor_settings() const;
+  void check_masses();
+  void check_launcher() const;
 
   // in pair_mliap_les_report.cpp
   void report_graph(const les_md::ResponseRequest &request);
@@ -89,6 +91,7 @@ class PairMLIAPLES : public Pair {
   std::vector<int> type_of_;    // model type of each atom type, -1 for NULL
   double ghost_cutoff_;         // what the instances of this style asked LAMMPS for, 0 if nothing
   bool with_ghost_neighbors_;
+  bool masses_checked_;    // since the last pair_coeff
 
   UniqueAtomGraph graph_;
   les_md::Evaluation result_;

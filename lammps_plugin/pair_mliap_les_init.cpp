@@ -4,6 +4,8 @@
 
 #include "pair_mliap_les.h"
 
+#include "atomic_masses.h"
+
 #include "atom.h"
 #include "comm.h"
 #include "domain.h"
@@ -14,6 +16,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+
+#include <mpi.h>
 
 using namespace LAMMPS_NS;
 
@@ -38,6 +43,7 @@ void PairMLIAPLES::init_style()
   check_field();
   check_boundaries();
   check_neighbor_settings();
+  check_masses();
 
   if (slab_ && !(domain->xperiodic && domain->yperiodic && !domain->zperiodic))
     error->all(FLERR, "Pair_style mliap/les slab yes needs boundary p p f");
@@ -177,4 +183,55 @@ double PairMLIAPLES::init_one(int i, int j)
 {
   cutghost[i][j] = cutghost[j][i] = model_->info().cutoff;
   return model_->info().cutoff;
+}
+
+/* ----------------------------------------------------------------------
+   elements in another order than the atom types give energies that mean nothing, and no error: masses tell. A mass that
+   is no element's (deuterium, heavier hydrogens for longer time steps) is nobody's mistake.
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::check_masses()
+{
+  if (masses_checked_ || !atom->mass || atom->rmass) return;
+  masses_checked_ = true;
+  const auto &elements = model_->info().elements;
+  const auto close = [](double mass, double standard) {
+    return std::abs(mass - standard) <= std::max(0.01, 0.003 * standard);
+  };
+  std::string wrong;
+  for (int type = 1; type <= atom->ntypes; ++type) {
+    if (type_of_[type] < 0 || !atom->mass_setflag[type]) continue;
+    const double mass = atom->mass[type];
+    const std::string &own = elements[type_of_[type]];
+    if (std::abs(mass - les_md::atomic_mass(own)) <= 0.5) continue;
+    for (const auto &other : elements)
+      if (other != own && close(mass, les_md::atomic_mass(other)))
+        wrong += fmt::format("{}type {} is {} with the mass of {} ({:g})", wrong.empty() ? "" : ", ", type, own, other,
+                             mass);
+  }
+  if (!wrong.empty() && comm->me == 0)
+    error->warning(FLERR,
+                   "Pair style mliap/les: {}. The elements of pair_coeff stand in the order of the atom types, whatever "
+                   "their order in the model",
+                   wrong);
+}
+
+/* ----------------------------------------------------------------------
+   started by the mpiexec of another MPI library, every process is a whole run of its own
+------------------------------------------------------------------------- */
+
+void PairMLIAPLES::check_launcher() const
+{
+  int size = 1;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  if (size > 1) return;
+  for (const char *variable : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}) {
+    const char *value = std::getenv(variable);
+    if (!value || std::atoi(value) < 2) continue;
+    error->warning(FLERR,
+                   "Pair style mliap/les: {} processes were started, but each is a run of its own: mpiexec is that of "
+                   "another MPI library than this LAMMPS was built with (lmp -h names it)",
+                   value);
+    return;
+  }
 }

@@ -44,11 +44,14 @@ void PairMLIAPLES::settings(int narg, char **arg)
     const std::string keyword = arg[iarg];
     if (keyword != "device" && keyword != "threads" && keyword != "kspace" && keyword != "accuracy" &&
         keyword != "kset" && keyword != "slab" && keyword != "charges" && keyword != "current" &&
-        keyword != "efield" && keyword != "asr" && keyword != "operators" && keyword != "compiled")
+        keyword != "efield" && keyword != "asr" && keyword != "operators" && keyword != "compiled") {
+      if (keyword == "cutoff" || utils::is_double(keyword))
+        error->all(FLERR, "Pair_style mliap/les takes no cutoff: it is that of the model");
       error->all(FLERR,
                  "Unknown pair_style mliap/les keyword '{}': known are kspace, accuracy, kset, slab, charges, current, "
                  "efield, asr, operators, compiled, threads, device",
                  keyword);
+    }
     if (iarg + 1 >= narg) error->all(FLERR, "Pair_style mliap/les keyword '{}' needs a value", keyword);
     const std::string value = arg[iarg + 1];
 
@@ -137,7 +140,8 @@ void PairMLIAPLES::coeff(int narg, char **arg)
   }
   stop_if_any(problem);
   warn_of_script(in_script);
-  graph_reported_ = false;
+  graph_reported_ = masses_checked_ = false;
+  check_launcher();
   const auto &info = model_->info();
 
   type_of_.assign(atom->ntypes + 1, -1);

@@ -39,6 +39,7 @@ SOURCES = (
     "unique_atom_graph.cpp",
 )
 HEADERS = (
+    "atomic_masses.h",
     "compiled_network.h",
     "direct_sum.h",
     "fix_mliap_les_current.h",

@@ -113,6 +113,15 @@ def test_default_output_is_in_the_current_folder(checkpoint, tmp_path, monkeypat
     assert export(checkpoint).path.resolve() == tmp_path / "elsewhere" / "small.pt"
 
 
+def test_nothing_is_warned_of(checkpoint, tmp_path):
+    """A newcomer's first export, from Python: pytest's own filters do not hide what he would see."""
+    script = "import sys; from les_md import export; export(sys.argv[1], sys.argv[2])"
+    for model in (checkpoint, "water_rpbe_d3"):
+        command = [sys.executable, "-c", script, str(model), str(tmp_path / "model.pt")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+
+
 def test_norm_factor_scales_the_long_range_energy(checkpoint, tmp_path):
     water = water_box()
     energies = []

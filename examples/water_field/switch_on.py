@@ -52,6 +52,7 @@ def main() -> int:
     output = options.output
     output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin are slow where other programs run
     model = output / "water.pt"
     if not options.go_on or not model.is_file():
         print("exporting", options.model)

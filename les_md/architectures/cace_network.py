@@ -311,7 +311,8 @@ class CACENetwork(torch.nn.Module):
             for _ in range(c.max_l + 1)
         )
         self.num_radial: int = c.num_radial
-        self.sizes: list[int] = [(degree + 1) * (degree + 2) // 2 for degree in range(c.max_l + 1)]
+        # No annotation: of one to a list PyTorch warns whoever scripts the module.
+        self.sizes = [(degree + 1) * (degree + 2) // 2 for degree in range(c.max_l + 1)]
         self.symmetriser = Symmetriser(c.max_l, c.max_nu)
         features_per_layer = self.symmetriser.num_features * d * d * c.num_radial
         self.messages = torch.nn.ModuleList(

@@ -2,8 +2,10 @@
 
 import re
 import time
+from pathlib import Path
 
 import ase
+import ase.data
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,8 @@ def refused(lammps_of):
             r"Unknown pair_style mliap/les keyword 'speed': known are kspace, accuracy, kset, slab, charges, current, "
             "efield, asr, operators, compiled, threads, device",
         ),
+        ("6.0", r"takes no cutoff: it is that of the model"),
+        ("cutoff 6.0", r"takes no cutoff: it is that of the model"),
         ("charges", r"keyword 'charges' needs a value"),
         ("threads 0", r"threads must be at least 1, not 0"),
         ("threads two", r"[Ee]xpected integer.*two"),
@@ -118,7 +122,7 @@ class TestModelFile:
     def test_checkpoint(self, refused, tmp_path):
         path = tmp_path / "weights.pt"
         torch.save({"weight": torch.zeros(3)}, path)
-        self.check(refused, path, r"weights.pt' cannot be read: .* is no TorchScript file")
+        self.check(refused, path, r"weights.pt' is not an exported model, .* the file that les-export \S*weights.pt")
 
     def test_foreign_torchscript(self, refused, tmp_path):
         path = tmp_path / "foreign.pt"
@@ -361,3 +365,52 @@ class TestRanks:
         """An atom that leaves through a fixed boundary stops the run; it does not silently leave the sum."""
         flight = "set atom 1 vx 20000\nfix 1 all nve\ntimestep 0.00025\nneigh_modify every 1 delay 0\nthermo 1\nrun 20"
         self.check(run(models["gentle"], before="boundary f f f", after=flight), r"Lost atoms: original 24 current 23")
+
+
+def run_with_masses(models, tmp_path, elements, *masses, runs=1):
+    """Output of ``runs`` of no step for each of the ``masses`` of the two atom types."""
+    write_data(tmp_path / "w.data", water(), ("H", "O"), "atomic")
+    commands = "".join(
+        f"mass 1 {first}\nmass 2 {second}\npair_coeff * * {models['water']} {elements}\n" + runs * "run 0\n"
+        for first, second in masses
+    )
+    done = lmp(f"units metal\nread_data w.data\npair_style mliap/les\n{commands}", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_elements_in_another_order(models, plugin, tmp_path):
+    """Said once for a pair_coeff, not at every run; of rounded masses, too."""
+    printed = run_with_masses(models, tmp_path, "O H", (1.008, 15.999), (1.0, 16.0), runs=2)
+    message = (
+        r"WARNING: Pair style mliap/les: type 1 is O with the mass of H \((.*?)\), type 2 is H with the mass of O "
+        r"\((.*?)\)\. The elements of pair_coeff stand in the order of the atom types"
+    )
+    assert re.findall(message, printed) == [("1.008", "15.999"), ("1", "16")]
+
+
+def test_masses_that_are_no_mistake(models, plugin, tmp_path):
+    """Neither isotopes nor hydrogens made heavier for the sake of the time step are."""
+    masses = ((1.008, 15.999), (1.0, 16.0), (2.014, 15.999), (3.024, 11.967), (1.008, 17.999))
+    assert "with the mass of" not in run_with_masses(models, tmp_path, "H O", *masses)
+
+
+def test_masses_of_ase(tmp_path):
+    """Those of the plugin are the standard ones."""
+    table = (Path(__file__).resolve().parents[2] / "lammps_plugin" / "atomic_masses.h").read_text()
+    masses = {symbol: float(mass) for symbol, mass in re.findall(r'\{"(\w+)", ([\d.]+)\}', table)}
+    assert masses == {
+        symbol: pytest.approx(mass, rel=1e-4)
+        for symbol, mass in zip(ase.data.chemical_symbols[1:], ase.data.atomic_masses[1:], strict=True)
+    }
+
+
+def test_mpiexec_of_another_library(models, plugin, tmp_path):
+    """Open MPI's starts runs of one process where LAMMPS was built with MPICH."""
+    write_data(tmp_path / "w.data", water(), ("H", "O"), "atomic")
+    script = f"units metal\nread_data w.data\npair_style mliap/les\npair_coeff * * {models['water']} H O\nrun 0\n"
+    message = "WARNING: Pair style mliap/les: 2 processes were started, but each is a run of its own"
+    for ranks, size, times in ((1, "2", 1), (1, "1", 0), (2, "2", 0)):
+        done = lmp(script, tmp_path, {"OMPI_COMM_WORLD_SIZE": size}, ranks)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count(message) == times
