@@ -291,7 +291,8 @@ def plugin() -> Path:
     return les_md.lammps.build()
 
 
-# Of MPICH 5, as in docs/tutorials/cluster.md: several times faster where ranks share cores.
+# Of MPICH 5, as in docs/tutorials/cluster.md: several times faster where ranks share cores, with each other or with
+# other tests.
 WAITING_RANKS_SLEEP = {
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "10",
@@ -308,7 +309,7 @@ def lmp(script: str, folder: Path, environment: dict[str, str] | None = None, ra
         command = [str(programs / "mpiexec"), "-n", str(ranks), *command]
     inherited = dict(os.environ)
     inherited.pop("LAMMPS_PLUGIN_PATH", None)  # this process may have imported lammps, which sets it
-    if ranks > os.cpu_count():
+    if ranks > 1:
         inherited |= WAITING_RANKS_SLEEP
     return subprocess.run(
         command,
