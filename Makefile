@@ -13,11 +13,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCHFORCE := .venv-torchforce
 NEQUIP := .venv-nequip
-# Two threads are what the examples and the record in docs/performance.md use; set OMP_NUM_THREADS for more.
-export OMP_NUM_THREADS ?= 2
-# Threads that wait do not spin: where another program runs, two threads that do take ten times as long as one
-# (docs/performance.md).
-export OMP_WAIT_POLICY ?= passive
+# Two threads make small boxes a third faster where nothing else runs, and ten times slower where something does
+# (docs/performance.md); set OMP_NUM_THREADS for more.
+export OMP_NUM_THREADS ?= 1
 # What setuptools says of every editable installation concerns folders named les_md elsewhere; it is no fault of this one.
 PIP_EDITABLE = PYTHONWARNINGS="ignore:Editable installation" $(1)/bin/python -m pip install --quiet --constraint $(2) --editable
 

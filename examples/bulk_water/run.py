@@ -63,8 +63,7 @@ def main() -> int:
     if options.steps < 1000:
         parser.error("--steps must be at least 1000: fewer give no meaningful distribution function")
     options.output.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin are slow where other programs run
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     print("exporting", options.model)
     model = export(options.model, options.output / "water.pt").path
     try:

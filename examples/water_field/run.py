@@ -37,8 +37,7 @@ def main() -> int:
             if not (folder / "end.data").is_file():
                 parser.error(f"--go-on: there is no finished run in {folder}")
     options.output.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin are slow where other programs run
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     model = options.output / "water.pt"
     start = options.output / "equilibration"
     if not options.go_on:

@@ -51,8 +51,7 @@ def main() -> int:
         parser.error("--starts times --spacing must be twice --response or more: it is the run without a field")
     output = options.output
     output.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin are slow where other programs run
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     model = output / "water.pt"
     if not options.go_on or not model.is_file():
         print("exporting", options.model)

@@ -26,8 +26,7 @@ def main() -> int:
     add_options(parser)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin are slow where other programs run
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     print("exporting", options.model)
     model = export(options.model, options.output / "water.pt").path
     log = options.output / "log.lammps"

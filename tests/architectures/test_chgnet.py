@@ -622,8 +622,8 @@ def test_pretrained_models(version):
         answer = official.predict_structure(AseAtomsAdaptor.get_structure(atoms))
         rounded = evaluate(single, inputs(trained, atoms))
         assert_same(rounded["energies"].sum() / len(atoms), answer["e"], 1e-5)
-        # Against the forces in float64, the own evaluation of chgnet up to here: the rounding of chgnet's float32 reaches
-        # 2e-4 eV/Å, more than that of ours, and depends on the processor.
+        # Each against the forces in float64: the rounding of chgnet's float32 reaches 2e-4 eV/Å, more than that of
+        # ours, and depends on the processor.
         exact = result["forces"].numpy()
         assert np.abs(rounded["forces"].numpy() - exact).max() < 1e-4
         assert np.abs(answer["f"] - exact).max() < 5e-4
