@@ -69,7 +69,7 @@ def check_keys(keys: Any) -> None:
 
 
 #: Parts of the arguments of a tuple class, nested ones included; the longest of published models has 21.
-_MAX_ARGUMENT_PARTS = 100_000
+_MAX_ARGUMENT_PARTS = 5_000
 
 
 def check_arguments(arguments: tuple) -> None:
@@ -181,7 +181,8 @@ def set_array(array: numpy.ndarray, state: Any) -> None:
     if type(state) is not tuple or len(state) != 5 or type(state[4]) not in (bytes, list):
         raise CheckpointError("a numpy array has an unexpected state")
     _, shape, dtype, fortran, data = state
-    if not isinstance(dtype, numpy.dtype) or not are_natural(shape):
+    # Without a size (S0), no length of the data would bound the shape.
+    if not isinstance(dtype, numpy.dtype) or dtype.itemsize == 0 or not are_natural(shape):
         raise CheckpointError("a numpy array has no proper type or shape")
     count = math.prod(shape)
     proper = type(data) is list and len(data) == count if dtype.hasobject else len(data) == count * dtype.itemsize
