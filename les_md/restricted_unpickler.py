@@ -13,13 +13,16 @@ little:
   stored in the result but not called. No constructor of a class runs.
 * **Objects.** NEWOBJ makes empty modules (subclasses of ``torch.nn.Module`` defined in torch.nn.modules, e3nn or
   mace.modules under their own name), stand-ins, and a few tuples. BUILD fills the ``__dict__`` of a module and never
-  calls the ``__setstate__`` of its class.
+  calls the ``__setstate__`` of its class. An OrderedDict may have attributes, but none that hides a method: reading it
+  would call what the file put there.
 * **Code.** Real MACE files carry two kinds of it, both left out here: the Python source of ``torch.fx`` graph modules
   (``reduce_graph_module`` would execute it) and the TorchScript of e3nn's compiled functions (loading TorchScript
   runs its ``__setstate__``, and TorchScript can write files). ``architectures.e3nn_code`` makes both again from the
   stored sizes.
 * **Containers.** APPEND, SETITEM and their plurals act on exact lists, dicts, sets and OrderedDicts only. Keys are
   tuples of few parts at most: Python hashes nested tuples by recursion in C, which would overflow its stack.
+* **Sizes.** Where something is iterated over or printed, its type is checked first: a range of 10^15 numbers and a tuple
+  of 2^60 parts are short in a file.
 * **Storages** are read by this file and their length is checked, so that no tensor reaches beyond its memory; so is
   that of numpy arrays (the ``__setstate__`` of a dtype could let raw bytes pass as pointers). Nested ``torch.load`` is
   refused.
