@@ -21,8 +21,8 @@ little:
   stored sizes.
 * **Containers.** APPEND, SETITEM and their plurals act on exact lists, dicts, sets and OrderedDicts only. Keys are
   tuples of few parts at most: Python hashes nested tuples by recursion in C, which would overflow its stack.
-* **Sizes.** Where something is iterated over or printed, its type is checked first: a range of 10^15 numbers and a tuple
-  of 2^60 parts are short in a file.
+* **Sizes.** Where something is iterated over or printed, its type is checked first: a range of 10^15 numbers and a
+  tuple of 2^60 parts are short in a file.
 * **Storages** are read by this file and their length is checked, so that no tensor reaches beyond its memory; so is
   that of numpy arrays (the ``__setstate__`` of a dtype could let raw bytes pass as pointers). Nested ``torch.load`` is
   refused.
