@@ -13,6 +13,8 @@ from typing import Any
 
 from les_md.checkpoint_errors import CheckpointError
 from les_md.restricted_unpickler import RestrictedUnpickler
+from les_md.unpickled_values import shortened
+from les_md.zip_archive import expands_too_far
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     ------
     UnsafeCheckpointError : it asks for something outside the tables of ``restricted_unpickler.py``; nothing was run.
     CheckpointError : it is missing, damaged, TorchScript, in torch's format before 1.6, or no torch file at all.
+    MemoryError : there is not enough for what the file holds.
     """
     path = os.fspath(path)
     if not os.path.exists(path):
@@ -65,15 +68,26 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
                 )
             if len(pickled) > 1 or len(set(archive.namelist())) != len(archive.namelist()):
                 raise CheckpointError(f"{path} is damaged: several members of its archive have the same role")
+            if expands_too_far(archive):
+                raise CheckpointError(
+                    f"{path} is damaged: the members of its archive are larger than the file can hold"
+                )
             return RestrictedUnpickler(archive, root).load()
     except CheckpointError as error:
         if path in str(error):
             raise
         raise type(error)(f"{path}: {error}") from error.__cause__
-    except (RecursionError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # A damaged pickle can fail anywhere in the interpreter.
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {_summary(error)}") from error
+
+
+def _summary(error: Exception) -> str:
+    """An exception in a line, without objects of the file, whose text may be endless."""
+    printable = isinstance(error, (OSError, UnicodeError)) or all(type(part) is str for part in error.args)
+    text = shortened(str(error).splitlines()[0]) if printable and str(error) else "somewhere in its pickle"
+    return f"{type(error).__name__}: {text}"
 
 
 def _read_folder(path: str) -> SavedFolder:
@@ -87,7 +101,7 @@ def _read_folder(path: str) -> SavedFolder:
     try:
         with open(os.path.join(path, "model.json"), encoding="utf-8") as file:
             description = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{os.path.join(path, 'model.json')} is damaged: {error}") from error
     arguments, state = (read_checkpoint(os.path.join(path, name)) for name in FOLDER_FILES[:2])
     for name, content in zip(FOLDER_FILES, (arguments, state, description), strict=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -21,6 +21,7 @@ from les_md.compiled_packages import FUNCTIONS, load_functions, mismatch
 from les_md.compiled_potential import CompiledPotential
 from les_md.electrostatics.latent_layout import LatentLayout
 from les_md.potential import READABLE_VERSIONS, LESPotential
+from les_md.zip_archive import expands_too_far
 
 METADATA_NAME = "les_md.json"
 
@@ -130,8 +131,12 @@ def is_exported(path: str | Path) -> bool:
 def _read_metadata(file: str | Path | BinaryIO, path: str) -> dict:
     try:
         with zipfile.ZipFile(file) as archive:
+            if expands_too_far(archive):
+                raise zipfile.BadZipFile("the members of the archive are larger than the file can hold")
             names = archive.namelist()
             entries = [name for name in names if name.endswith(f"/extra/{METADATA_NAME}")]
+            if len(entries) > 1:  # torch may take another of them than we
+                raise zipfile.BadZipFile("the archive has several members with metadata")
             scripted = any(name.endswith("/constants.pkl") for name in names)
             text = archive.read(entries[0]).decode() if entries else None
             # torch would take changed weights as they are.
@@ -174,9 +179,10 @@ def _wrong_metadata(metadata: dict) -> str:
     )
     if not known or not elements or len(set(elements)) != len(elements):
         return "elements"
-    if type(cutoff) not in (int, float) or not 0.0 < cutoff < math.inf:
+    # JSON has numbers of any length: integers beyond float64, and more layers than the plugin's int can hold.
+    if type(cutoff) not in (int, float) or not 0.0 < cutoff <= sys.float_info.max:
         return "cutoff"
-    if type(layers) is not int or layers < 1:
+    if type(layers) is not int or not 1 <= layers <= 1000:
         return "num_layers"
     if not isinstance(metadata["long_range"], (dict, type(None))):
         return "long_range"

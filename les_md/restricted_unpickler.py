@@ -13,13 +13,16 @@ little:
   stored in the result but not called. No constructor of a class runs.
 * **Objects.** NEWOBJ makes empty modules (subclasses of ``torch.nn.Module`` defined in torch.nn.modules, e3nn or
   mace.modules under their own name), stand-ins, and a few tuples. BUILD fills the ``__dict__`` of a module and never
-  calls the ``__setstate__`` of its class.
+  calls the ``__setstate__`` of its class. An OrderedDict may have attributes, but none that hides a method: reading it
+  would call what the file put there.
 * **Code.** Real MACE files carry two kinds of it, both left out here: the Python source of ``torch.fx`` graph modules
   (``reduce_graph_module`` would execute it) and the TorchScript of e3nn's compiled functions (loading TorchScript
   runs its ``__setstate__``, and TorchScript can write files). ``architectures.e3nn_code`` makes both again from the
   stored sizes.
 * **Containers.** APPEND, SETITEM and their plurals act on exact lists, dicts, sets and OrderedDicts only. Keys are
   tuples of few parts at most: Python hashes nested tuples by recursion in C, which would overflow its stack.
+* **Sizes.** Where something is iterated over or printed, its type is checked first: a range of 10^15 numbers and a
+  tuple of 2^60 parts are short in a file.
 * **Storages** are read by this file and their length is checked, so that no tensor reaches beyond its memory; so is
   that of numpy arrays (the ``__setstate__`` of a dtype could let raw bytes pass as pointers). Nested ``torch.load`` is
   refused.
@@ -203,30 +206,29 @@ def _resolve(module: str, name: str) -> Any:
     if plain and stands_in:
         return stand_in_class(module, name)
     module, name = _MOVED.get(key, key)
+    asked = values.shortened(f"{module}.{name}")
     is_tuple = (module, name) in _TUPLE_CLASSES
     hint = _HINTS.get(f"{module}.{name}", _HINTS.get(package))
     if hint:
-        raise CheckpointError(f"it needs {module}.{name}: {hint}")
+        raise CheckpointError(f"it needs {asked}: {hint}")
     listed = any(module.startswith(entry) if entry.endswith(".") else module == entry for entry in _MODULE_CLASSES)
     if not plain or not (is_tuple or listed):
         real = _UNSAFE_BUT_REAL.get(f"{module}.{name}", "")
-        raise UnsafeCheckpointError(
-            f"it asks for {module}.{name}, which no known checkpoint needs{real}; nothing was run"
-        )
+        raise UnsafeCheckpointError(f"it asks for {asked}, which no known checkpoint needs{real}; nothing was run")
     try:
         found = vars(_import(module)).get(name)
     except ImportError as error:
         if package in ("mace", "e3nn") and error.name is not None and error.name.split(".")[0] == package:
             if error.name == package:
                 raise CheckpointError(f"it needs {package}, which is not installed: {_INSTALL}") from error
-            raise CheckpointError(f"it needs {module}, which the installed {package} does not have") from error
-        raise CheckpointError(f"it needs {module}, which cannot be imported: {error}") from error
+            raise CheckpointError(f"it needs {asked}, which the installed {package} does not have") from error
+        raise CheckpointError(f"it needs {asked}, which cannot be imported: {error}") from error
     if not isinstance(found, type) or found.__module__ != module or found.__name__ != name:
         if found is None:
-            raise CheckpointError(f"it needs {module}.{name}, which the installed {package} does not have")
-        raise UnsafeCheckpointError(f"it asks for {module}.{name}, which is no class of that module; nothing was run")
+            raise CheckpointError(f"it needs {asked}, which the installed {package} does not have")
+        raise UnsafeCheckpointError(f"it asks for {asked}, which is no class of that module; nothing was run")
     if not (is_tuple or issubclass(found, torch.nn.Module)):
-        raise UnsafeCheckpointError(f"it asks for {module}.{name}, which is not a torch module; nothing was run")
+        raise UnsafeCheckpointError(f"it asks for {asked}, which is not a torch module; nothing was run")
     return found
 
 
@@ -255,8 +257,8 @@ def _describe(thing: Any) -> str:
     if isinstance(thing, NotCalled):
         return thing.call
     if isinstance(thing, type) and issubclass(thing, StandIn):
-        return thing.class_path
-    if isinstance(thing, torch.nn.Module):  # whose attributes come from the file
+        return values.shortened(thing.class_path)
+    if isinstance(thing, (torch.nn.Module, OrderedDict)):  # whose attributes come from the file
         thing = type(thing)
     module = getattr(thing, "__module__", None) or type(thing).__module__
     return f"{module}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
@@ -280,6 +282,7 @@ def _new_object(cls: Any, arguments: tuple) -> Any:
             torch.nn.Module.__init__(made)
             return made
         if (cls.__module__, cls.__name__) in _TUPLE_CLASSES:
+            values.check_arguments(arguments)
             return cls.__new__(cls, *arguments)
     raise UnsafeCheckpointError(f"it asks to make an object of {_describe(cls)} with arguments; nothing was run")
 
@@ -293,11 +296,16 @@ def _set_state(instance: Any, state: Any) -> None:
         if type(state) is not tuple or len(state) < 2 or state[1] not in ("|", "<", "="):
             raise CheckpointError("a numpy type has an unexpected state")
         return
-    if isinstance(state, tuple) and len(state) == 2 and not state[1]:
+    if type(state) is tuple and len(state) == 2 and (state[1] is None or (type(state[1]) is dict and not state[1])):
         state = state[0]
     if type(state) not in (dict, OrderedDict) or not all(type(key) is str for key in state):
         raise CheckpointError(f"the state of {_describe(type(instance))} is not a dictionary of attributes")
     if type(instance) is OrderedDict:
+        # What is called on it below, and by those who use it, must stay its own: update, items, ...
+        hidden = [key for key in state if hasattr(OrderedDict, key)]
+        if hidden:
+            asked = f"{hidden[0]} of an OrderedDict"
+            raise UnsafeCheckpointError(f"it asks to replace {asked}; nothing was run")
         instance.__dict__.update(state)
         return
     if not isinstance(instance, torch.nn.Module):
@@ -305,6 +313,8 @@ def _set_state(instance: Any, state: Any) -> None:
     state = dict(state)
     compiled = state.pop("__codegen__", None)
     if compiled is not None:  # Compiled code is left out, its names stay.
+        if type(compiled) not in (dict, list):
+            raise CheckpointError(f"the compiled code of {_describe(type(instance))} is damaged")
         state["__codegen__"] = [name for name in compiled if type(name) is str]
     for group in ("_parameters", "_buffers", "_modules"):
         entries = state.get(group, {})
@@ -337,6 +347,8 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def persistent_load(self, saved_id: Any) -> torch.Tensor:
         """A storage, as a tensor of its elements."""
+        if type(saved_id) is not tuple or len(saved_id) != 5:
+            raise CheckpointError("a storage has an unexpected form")
         kind, storage_type, key, _location, numel = saved_id
         is_storage = (kind, type(storage_type), type(key)) == ("storage", values.StorageType, str)
         if not is_storage or not values.are_natural((numel,)):
@@ -372,14 +384,15 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def load_newobj(self) -> None:
         arguments = self.stack.pop()
-        self.stack[-1] = _new_object(self.stack[-1], tuple(arguments))
+        if type(arguments) is not tuple:
+            raise CheckpointError("an object is made without a tuple of arguments")
+        self.stack[-1] = _new_object(self.stack[-1], arguments)
 
     def load_newobj_ex(self) -> None:
         named = self.stack.pop()
-        arguments = self.stack.pop()
-        if named:
+        if type(named) is not dict or named:
             raise CheckpointError("an object is made with named arguments, which is not supported")
-        self.stack[-1] = _new_object(self.stack[-1], tuple(arguments))
+        self.load_newobj()
 
     def load_build(self) -> None:
         state = self.stack.pop()

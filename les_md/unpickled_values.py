@@ -45,6 +45,11 @@ def shown(thing: Any) -> str:
     return repr(thing) if type(thing) is str and len(thing) < 200 else f"a {type(thing).__name__}"
 
 
+def shortened(text: str) -> str:
+    """A text of a file for messages: not longer than a line or two, nothing in it that a terminal would obey."""
+    return text if len(text) < 200 and text.isprintable() else f"{text[:150]!r} …"
+
+
 #: Parts of a key of a dictionary or a set, nested ones included.
 _MAX_KEY_PARTS = 1000
 
@@ -57,10 +62,28 @@ def check_keys(keys: Any) -> None:
         parts, count = [key], 0
         while parts:
             part = parts.pop()
-            count += len(part)
+            count += tuple.__len__(part)  # e3nn's Irrep has no len()
             if count > _MAX_KEY_PARTS:
                 raise CheckpointError("a key of a dictionary or set is a tuple of too many parts")
-            parts.extend(inner for inner in part if isinstance(inner, tuple))
+            parts.extend(inner for inner in tuple.__iter__(part) if isinstance(inner, tuple))
+
+
+#: Parts of the arguments of a tuple class, nested ones included; the longest of published models has 21.
+_MAX_ARGUMENT_PARTS = 5_000
+
+
+def check_arguments(arguments: tuple) -> None:
+    """That a class which puts its arguments into its messages can print them, and iterate over them in time."""
+    parts, count = list(arguments), len(arguments)
+    while parts:
+        part = parts.pop()
+        if isinstance(part, tuple):
+            count += tuple.__len__(part)
+            if count > _MAX_ARGUMENT_PARTS:
+                raise CheckpointError("a tuple of a named class is made of too many parts")
+            parts.extend(tuple.__iter__(part))
+        elif type(part) not in (int, float, bool, str, type(None)):
+            raise CheckpointError(f"a tuple of a named class is made of a {type(part).__name__}, not of numbers")
 
 
 def are_natural(numbers: Any) -> bool:
@@ -78,6 +101,8 @@ def rebuild_tensor(
     metadata: Any = None,
 ) -> torch.Tensor:
     """torch._utils._rebuild_tensor_v2 with its bounds checked."""
+    if not all(type(numbers) in (tuple, list, torch.Size) for numbers in (size, stride)):
+        raise CheckpointError("a tensor has a size or stride that is no tuple")
     size, stride = tuple(size), tuple(stride)
     if not isinstance(storage, torch.Tensor) or len(size) != len(stride):
         raise CheckpointError("a tensor has no storage")
@@ -86,8 +111,10 @@ def rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > 0 and last >= storage.numel():
         raise CheckpointError("a tensor is larger than its storage")
-    if metadata:
+    if metadata is not None and not (type(metadata) is dict and not metadata):
         raise CheckpointError("a tensor has a conjugate or negative bit, which is not supported")
+    if type(requires_grad) is not bool:
+        raise CheckpointError("a tensor does not say whether it has a gradient")
     tensor = torch.as_strided(storage, size, stride, offset)
     if requires_grad and (tensor.is_floating_point() or tensor.is_complex()):
         tensor.requires_grad_(True)
@@ -98,9 +125,9 @@ def rebuild_parameter(
     data: torch.Tensor, requires_grad: bool, hooks: Any = None, state: Any = None
 ) -> torch.nn.Parameter:
     """torch._utils._rebuild_parameter, and the one with a state, which is left out."""
-    if not isinstance(data, torch.Tensor):
+    if not isinstance(data, torch.Tensor) or type(requires_grad) is not bool:
         raise CheckpointError("a parameter is not a tensor")
-    return torch.nn.Parameter(data.detach(), bool(requires_grad) and data.is_floating_point())
+    return torch.nn.Parameter(data.detach(), requires_grad and data.is_floating_point())
 
 
 def make_device(kind: Any = "cpu", index: Any = None) -> torch.device:
@@ -113,7 +140,8 @@ def make_device(kind: Any = "cpu", index: Any = None) -> torch.device:
 def encode(text: Any, encoding: Any = "utf-8") -> bytes:
     """_codecs.encode, which is how protocols before 3 store bytes."""
     # Any other encoding would be imported by name.
-    if type(text) is not str or encoding not in ("latin1", "latin-1", "ascii", "utf-8"):
+    known = type(encoding) is str and encoding in ("latin1", "latin-1", "ascii", "utf-8")
+    if type(text) is not str or not known:
         raise UnsafeCheckpointError(f"it asks for the encoding {shown(encoding)}; nothing was run")
     return text.encode(encoding)
 
@@ -141,6 +169,8 @@ def numpy_array(cls: Any = None, shape: Any = None, kind: Any = None) -> numpy.n
 
 def numpy_from_buffer(data: Any = None, dtype: Any = None, shape: Any = None, order: Any = "C") -> numpy.ndarray:
     """numpy.core.numeric._frombuffer."""
+    if type(data) not in (bytes, bytearray):  # bytes() of a number makes room for as many
+        raise CheckpointError("a numpy array is made of something that is no bytes")
     array = numpy.empty((0,), numpy.int8)
     set_array(array, (1, shape, dtype, order == "F", bytes(data)))
     return array
@@ -148,8 +178,11 @@ def numpy_from_buffer(data: Any = None, dtype: Any = None, shape: Any = None, or
 
 def set_array(array: numpy.ndarray, state: Any) -> None:
     """ndarray.__setstate__, with types and lengths checked."""
+    if type(state) is not tuple or len(state) != 5 or type(state[4]) not in (bytes, list):
+        raise CheckpointError("a numpy array has an unexpected state")
     _, shape, dtype, fortran, data = state
-    if not isinstance(dtype, numpy.dtype) or not are_natural(shape):
+    # Without a size (S0), no length of the data would bound the shape.
+    if not isinstance(dtype, numpy.dtype) or dtype.itemsize == 0 or not are_natural(shape):
         raise CheckpointError("a numpy array has no proper type or shape")
     count = math.prod(shape)
     proper = type(data) is list and len(data) == count if dtype.hasobject else len(data) == count * dtype.itemsize

@@ -479,8 +479,10 @@ class TestDamagedMetadata:
             ("cutoff", -1.0),
             ("cutoff", float("nan")),
             ("cutoff", True),
+            ("cutoff", 10**400),
             ("num_layers", 0),
             ("num_layers", 1.5),
+            ("num_layers", 10**30),
             ("long_range", [1]),
         ],
     )
@@ -489,6 +491,23 @@ class TestDamagedMetadata:
         path = self.rewritten(checkpoint, tmp_path, json.dumps({**good, key: value}))
         with pytest.raises(ModelFileError, match=rf"metadata are damaged \({key}\); export the checkpoint again"):
             read_metadata(path)
+
+    def test_two_metadata(self, checkpoint, tmp_path):
+        """torch would take those in its own folder of the archive, we the first."""
+        path = export(checkpoint, tmp_path / "out.pt").path
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("other/extra/les_md.json", "{}")
+        for read in (read_metadata, load):
+            with pytest.raises(ModelFileError, match="several members with metadata"):
+                read(path)
+
+    def test_metadata_compressed_a_thousandfold(self, tmp_path):
+        path = tmp_path / "model.pt"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("m/extra/les_md.json", " " * (1 << 24))
+        for read in (read_metadata, load):
+            with pytest.raises(ModelFileError, match="larger than the file can hold"):
+                read(path)
 
     def test_archive_that_zipfile_stumbles_over(self, tmp_path):
         """An offset before the start of the file: zipfile raises ValueError, not its own BadZipFile."""
