@@ -1,6 +1,7 @@
 # make install | make demo | make test: each starts from Python 3.11, a C++ compiler and make, and can be repeated.
 # make coverage: as make test, with the lines and branches of Python that ran counted; report in build/coverage.
 # make coverage TESTS=tests/electrostatics: of a part of them.
+# make sanitize: the tests that run LAMMPS with the plugin compiled for AddressSanitizer and UndefinedBehaviorSanitizer (GCC).
 # make test-nequip: the tests of NequIP and Allegro models, in an environment of its own (their e3nn is not mace-torch's);
 # then what was exported there in all engines of the main environment.
 # make test-wheel: the wheel in empty environments, with the oldest and the newest versions of what it needs (8 GB, removed).
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 # What setuptools says of every editable installation concerns folders named les_md elsewhere; it is no fault of this one.
 PIP_EDITABLE = PYTHONWARNINGS="ignore:Editable installation" $(1)/bin/python -m pip install --quiet --constraint $(2) --editable
 
-.PHONY: install install-nequip install-torchforce test coverage test-nequip test-torchforce test-wheel demo bench docs lint clean
+.PHONY: install install-nequip install-torchforce test coverage sanitize test-nequip test-torchforce test-wheel demo bench docs lint clean
 
 install: $(VENV)/.installed
 
@@ -62,6 +63,9 @@ coverage: install lint
 	$(BIN)/python -m coverage html --quiet --directory build/coverage/html && \
 	$(BIN)/python -m coverage report > build/coverage/report.txt && \
 	cat build/coverage/report.txt && exit $$tests
+
+sanitize: install
+	$(BIN)/python -m tests.sanitizers $(TESTS)
 
 test-nequip: install install-nequip
 	$(NEQUIP)/bin/python -m pytest -n 2 tests/architectures

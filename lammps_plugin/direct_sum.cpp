@@ -96,7 +96,7 @@ void DirectSum::set_phases(const double *fractional, double *phases) const
   powers(two_pi * fractional[2], -limits_[2], limits_[2], phases3, phases3 + width_);
 }
 
-void DirectSum::spread(int64_t atoms, const double *positions, const double *charges, int threads,
+void DirectSum::spread(int64_t atoms, const double *positions, const double *charges, [[maybe_unused]] int threads,
                        std::vector<double> &density)
 {
   atoms_ = atoms;
@@ -155,7 +155,7 @@ std::array<double, 9> DirectSum::solve(const std::vector<double> &density, int)
 }
 
 // Re and, for the derivatives, 2 pi n_a Im of exp(-2 pi i n s) F(n), summed
-void DirectSum::values(int threads, double *potential, double *derivatives) const
+void DirectSum::values([[maybe_unused]] int threads, double *potential, double *derivatives) const
 {
   const int64_t count1 = limits_[0] + 1, count2 = 2 * limits_[1] + 1;
 #pragma omp parallel num_threads(threads)

@@ -354,11 +354,11 @@ void PairMLIAPLES::apply_forces()
 
 void PairMLIAPLES::store_charges()
 {
-  const int n_q = model_->info().n_q;
-  charge_.assign(static_cast<size_t>(n_q) * atom->nlocal, 0.0);
+  const size_t n_q = model_->info().n_q;    // none in a short-range model
+  charge_.assign(n_q * atom->nlocal, 0.0);
   for (size_t node = 0; node < graph_.graph().own; ++node) {
     const int i = graph_.own_atom(node);
-    std::copy_n(&result_.charge[n_q * node], n_q, &charge_[static_cast<size_t>(n_q) * i]);
+    std::copy_n(result_.charge.data() + n_q * node, n_q, charge_.data() + n_q * i);
     if (write_charges_) atom->q[i] = charge_[i];
   }
 }

@@ -73,7 +73,7 @@ void PairMLIAPLES::store_born()
 
 int PairMLIAPLES::pack_reverse_comm(int n, int first, double *buffer)
 {
-  std::copy_n(&born_[9 * static_cast<size_t>(first)], 9 * static_cast<size_t>(n), buffer);
+  std::copy_n(born_.data() + 9 * static_cast<size_t>(first), 9 * static_cast<size_t>(n), buffer);
   return 9 * n;
 }
 

@@ -60,7 +60,7 @@ void PeriodicMesh::locate(const double *positions)
 }
 
 // Adds what lies beyond the cell to its periodic images; windows begin within the cell or right behind it.
-void PeriodicMesh::fold(const double *padded, double *mesh, int threads) const
+void PeriodicMesh::fold(const double *padded, double *mesh, [[maybe_unused]] int threads) const
 {
   const auto add_line = [&](const double *from, double *to) {
     for (int64_t k = 0; k < points_[2]; ++k) to[k] += from[k];
@@ -80,7 +80,7 @@ void PeriodicMesh::fold(const double *padded, double *mesh, int threads) const
 }
 
 // Continues a periodic mesh by the padding, the transpose of "fold".
-void PeriodicMesh::unfold(const double *mesh, double *padded, int threads) const
+void PeriodicMesh::unfold(const double *mesh, double *padded, [[maybe_unused]] int threads) const
 {
   const int64_t lines = padded_points_[0] * padded_points_[1];
 #pragma omp parallel for num_threads(threads) schedule(static)

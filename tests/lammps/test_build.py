@@ -217,6 +217,18 @@ def test_rebuilt_when_something_changes(changes, compiler, monkeypatch):
     assert calls(compiler) == 2 * ONE_BUILD
 
 
+def test_flags_of_the_compiler(compiler, monkeypatch):
+    """They reach every call of it, and a library made with them is another one."""
+    plain = les_md.lammps.build()
+    monkeypatch.setenv("CXX", f"{os.environ['CXX']} -g -fsanitize=address")
+    assert les_md.lammps.build() != plain
+    with_flags = [line.startswith("-g -fsanitize=address ") for line in compiler.read_text().splitlines()]
+    assert with_flags == [False] * ONE_BUILD + [True] * ONE_BUILD
+    monkeypatch.setenv("STAND_IN_FAILS", "1")
+    with pytest.raises(BuildError, match=r"the compiler failed:\n.*-g -fsanitize=address "):
+        les_md.lammps.build(force=True)
+
+
 def test_rebuilt_when_a_source_changes(compiler, monkeypatch, tmp_path):
     first = les_md.lammps.build()
     folder = tmp_path / "sources"
