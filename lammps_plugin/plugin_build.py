@@ -27,6 +27,8 @@ SOURCES = (
     "les_model.cpp",
     "les_model_evaluation.cpp",
     "mesh_operators.cpp",
+    "network_loops.cpp",
+    "network_operators.cpp",
     "pair_mliap_les.cpp",
     "pair_mliap_les_init.cpp",
     "pair_mliap_les_report.cpp",
@@ -41,6 +43,8 @@ HEADERS = (
     "les_model.h",
     "les_model_script.h",
     "mesh_operators.h",
+    "network_loops.h",
+    "network_operators.h",
     "pair_mliap_les.h",
     "plugin_interface.h",
     "unique_atom_graph.h",
@@ -86,7 +90,7 @@ class Toolchain:
         return [
             *self.compiler,
             f"-std=c++{self.cxx_standard}",
-            "-O3",  # vectors in mesh_operators.cpp
+            "-O3",  # vectors in mesh_operators.cpp and network_loops.cpp
             *self.thread_options(),
             "-fPIC",
             "-fvisibility-inlines-hidden",
