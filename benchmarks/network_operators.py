@@ -57,7 +57,7 @@ def run(folder: Path, **settings) -> tuple[float, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Steps of bulk water with a MACE model, operators compiled or not.")
-    parser.add_argument("--model", required=True, help="checkpoint of a MACE model that knows H and O, or its exported file, *.pt")
+    parser.add_argument("--model", required=True, help="checkpoint (or exported file, *.pt) of MACE, with H and O")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
@@ -66,7 +66,7 @@ def main() -> None:
         folder = Path(name)
         model = Path(options.model).resolve()
         if model.suffix != ".pt":
-            model = export(model, folder / "model.pt", allow_short_range=True).path
+            model = export(model, folder / "model.pt", short_range=True).path
         print(f"processor time of a step in ms, float32, one thread, medians of {options.rounds} runs in turn")
         print(f"{'atoms':>6s} {'file':>9s} {'compiled':>9s} {'ratio':>6s} {'of rounds':>13s} {'forces differ':>14s}")
         for size in options.sizes:

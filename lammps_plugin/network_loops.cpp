@@ -2,15 +2,10 @@
 
 #include "network_loops.h"
 
+#include "vector_clones.h"
+
 #include <cstring>
 
-// One version for processors with fused multiply-adds of eight numbers, and one for all others of the kind; the program
-// chooses at its start.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define LES_MD_CLONES __attribute__((target_clones("arch=haswell", "default")))
-#else
-#define LES_MD_CLONES
-#endif
 #if defined(__GNUC__)
 #define LES_MD_INLINE inline __attribute__((always_inline))
 #define LES_MD_VECTORS
