@@ -6,6 +6,7 @@
 #include "les_model_script.h"
 #include "direct_sum.h"
 #include "mesh_operators.h"
+#include "network_operators.h"
 #include "periodic_mesh.h"
 
 #include "json.h"    // nlohmann's JSON class as LAMMPS ships it
@@ -86,6 +87,13 @@ void read_latent(const json &metadata, ModelInfo &info)
                                "): update les_md");
 }
 
+void prepare(torch::jit::Module &module, const torch::Device &device)
+{
+  module.eval();
+  for (auto parameter : module.parameters()) parameter.requires_grad_(false);
+  module.to(device);
+}
+
 // Large blocks go back to the system at every free by default and are mapped and zeroed again in the next step.
 void keep_freed_memory()
 {
@@ -118,6 +126,7 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
     throw std::runtime_error("'" + path + "' is not a TorchScript file: give a file written by les-export");
 
   script_->device = parse_device(device);
+  script_->path = path;
   torch::jit::ExtraFilesMap extra{{metadata_name, ""}};
   for (const auto &package : CompiledNetwork::package_names()) extra[package.second] = "";
   try {
@@ -178,9 +187,7 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
       std::all_of(std::begin(parts), std::end(parts),
                   [&](const char *part) { return script_->module.find_method(part).has_value(); });
 
-  script_->module.eval();
-  for (auto parameter : script_->module.parameters()) parameter.requires_grad_(false);
-  script_->module.to(script_->device);
+  prepare(script_->module, script_->device);
   keep_freed_memory();
 }
 
@@ -200,6 +207,23 @@ void LESModel::use_operators(bool compiled)
 {
   operators_wanted_ = compiled;
   planned_ = false;
+  const bool of_network = compiled && script_->device.is_cpu();
+  if (of_network == script_->operators) return;
+  guarded([&] {
+    // A function that was called is part of its callers by now.
+    if (script_->called || script_->has_operators) {
+      script_->module = torch::jit::load(script_->path, torch::kCPU);
+      prepare(script_->module, script_->device);
+      script_->called = false;
+    }
+    script_->operators = of_network;
+    script_->has_operators = of_network && use_network_operators(script_->module) > 0;
+  });
+}
+
+bool LESModel::has_network_operators() const
+{
+  return script_->has_operators;
 }
 
 bool LESModel::is_compiled() const

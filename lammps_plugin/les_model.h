@@ -95,9 +95,10 @@ class LESModel {
   std::string device() const;
   void move_to(const std::string &device);
 
-  // Whether plans that follow use the compiled operators of the mesh: on the CPU, where the file allows it. Otherwise,
-  // the mesh's loops are those in the file; results differ by rounding.
+  // Whether plans that follow use the compiled operators of the mesh, and the network those of network_operators.h: on
+  // the CPU, where the file allows it. Otherwise, the loops are those in the file; results differ by rounding.
   void use_operators(bool compiled);
+  bool has_network_operators() const;
 
   // Whether the network runs as les-export --compile compiled it, which loads native code of the file. Returns why it
   // cannot, if that is asked for; then TorchScript runs.

@@ -27,7 +27,10 @@ namespace les_md {
 using torch::Tensor;
 
 struct LESModel::Script {
+  std::string path;
   torch::jit::Module module;
+  bool called = false;    // since it was loaded
+  bool operators = false, has_operators = false;    // of the network: whether they were asked for, and found a place
   torch::Device device{torch::kCPU};
   torch::jit::IValue plan;
   Tensor cell;    // of the plan
@@ -55,6 +58,7 @@ struct LESModel::Script {
 
   torch::jit::IValue call(const char *method, std::vector<torch::jit::IValue> arguments)
   {
+    called = true;
     return module.get_method(method)(std::move(arguments));
   }
 

@@ -173,7 +173,8 @@ void PairMLIAPLES::coeff(int narg, char **arg)
   const int threads = threads_ > 0 ? threads_ : comm->nthreads;
   if (comm->me == 0)
     utils::logmesg(lmp, "mliap/les: {} ({}, {}{}), types{}, cutoff {:g}{}, {}, device {}, {} thread{}\n", arg[2],
-                   info.architecture, info.dtype, model_->is_compiled() ? ", compiled" : "", mapping, info.cutoff,
-                   info.latent, info.long_range ? "kspace " + kspace_ : "short range only", model_->device(), threads,
+                   info.architecture, info.dtype,
+                   model_->is_compiled() ? ", compiled" : model_->has_network_operators() ? ", compiled operators" : "",
+                   mapping, info.cutoff, info.latent, info.long_range ? "kspace " + kspace_ : "short range only", model_->device(), threads,
                    threads == 1 ? "" : "s");
 }

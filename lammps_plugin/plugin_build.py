@@ -28,6 +28,8 @@ SOURCES = (
     "les_model.cpp",
     "les_model_evaluation.cpp",
     "mesh_operators.cpp",
+    "network_loops.cpp",
+    "network_operators.cpp",
     "pair_mliap_les.cpp",
     "pair_mliap_les_init.cpp",
     "pair_mliap_les_report.cpp",
@@ -46,6 +48,8 @@ HEADERS = (
     "les_model.h",
     "les_model_script.h",
     "mesh_operators.h",
+    "network_loops.h",
+    "network_operators.h",
     "pair_mliap_les.h",
     "periodic_mesh.h",
     "plugin_interface.h",
@@ -94,7 +98,7 @@ class Toolchain:
         return [
             *self.compiler,
             f"-std=c++{self.cxx_standard}",
-            "-O3",  # vectors in the loops of the long-range sum
+            "-O3",  # vectors in the loops of the long-range sum and of the network
             *self.thread_options(),
             "-fPIC",
             "-fvisibility-inlines-hidden",

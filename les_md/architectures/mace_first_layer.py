@@ -90,5 +90,5 @@ class FirstMessages(torch.nn.Module):
             start, dim = self.starts[i], self.dims[i]
             own = sums[:, start : start + dim].reshape(num_centres * dim, num_species * num_hidden)
             output = torch.matmul(own, weight).view(num_centres, dim, -1)
-            outputs.append(output.transpose(1, 2).reshape(num_centres, -1))
+            outputs.append(output)
         return torch.cat(outputs, dim=1)

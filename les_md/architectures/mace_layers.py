@@ -18,6 +18,7 @@ from e3nn import o3
 from e3nn.nn import FullyConnectedNet
 from torch import Tensor
 
+from les_md.architectures.mace_operators import sum_over_neighbours, symmetric_product
 from les_md.architectures.radial_spline import RadialSpline
 from les_md.architectures.registry import UnsupportedModelError
 
@@ -65,6 +66,7 @@ class MACELayer(torch.nn.Module):
         self.messages = Messages(interaction) if messages is None else messages
         self.skip = interaction.skip_tp
         self.reshape = interaction.reshape
+        self.dims: list[int] = [ir.dim for _, ir in interaction.linear.irreps_out]
         self.avg_num_neighbors: float = float(interaction.avg_num_neighbors)
         kind = type(interaction).__name__
         # Where there is a residual connection, ``skip`` is of the layer's input, otherwise it mixes the messages.
@@ -95,12 +97,13 @@ class MACELayer(torch.nn.Module):
             density = self.density(edges)
             of_group = density.view(-1, self.group_size).sum(1, keepdim=True)
             total = torch.zeros([num_centres, 1], dtype=density.dtype, device=density.device)
-            messages = messages / (total.index_add(0, edges.centre_of_group, of_group) + 1.0)
+            messages = messages / (total.index_add(0, edges.centre_of_group, of_group) + 1.0).unsqueeze(2)
         else:
             messages = messages / self.avg_num_neighbors
         if not self.is_residual:
-            messages = self.skip(messages, centre_attributes)
-        result = self.product_linear(self.product(self.reshape(messages), types[:num_centres]))
+            mixed = self.skip(to_e3nn_layout(messages, self.dims), centre_attributes)
+            messages = self.reshape(mixed).transpose(1, 2)
+        result = self.product_linear(self.product(messages, types[:num_centres]))
         if self.is_residual and self.use_residual:
             result = result + self.skip(features[:num_centres], centre_attributes)
         return result
@@ -156,11 +159,74 @@ class Messages(torch.nn.Module):
         self.group_size: int = GROUP_SIZE
         self.linear_up = interaction.linear_up
         self.neighbor_sum = NeighborSum(interaction.conv_tp, interaction.conv_tp_weights)
-        self.linear = interaction.linear
+        self.linear = LinearOfComponents(interaction.linear, interaction.conv_tp.irreps_out)
 
     def forward(self, features: Tensor, num_centres: int, edges: Edges) -> Tensor:
-        """Messages [n, F'] to the first ``num_centres`` nodes, from ``features`` [N, F] of all."""
+        """Messages [n, (l_max + 1)², C] to the first ``num_centres`` nodes, from ``features`` [N, F] of all."""
         return self.linear(self.neighbor_sum(self.linear_up(features), num_centres, edges))
+
+
+class LinearOfComponents(torch.nn.Module):
+    """e3nn's ``linear`` of parts in the layout (component, channel).
+
+    Parameters: ``parts``, the irreps of the inputs, which are those of ``linear`` or, where several in a row are alike,
+    parts of these.
+    """
+
+    def __init__(self, linear: o3.Linear, parts: o3.Irreps) -> None:
+        super().__init__()
+        if linear.bias_numel > 0:
+            raise UnsupportedModelError("a MACE convolution with a bias after the sum over neighbours")
+        outputs = linear.irreps_out
+        self.dims: list[int] = [ir.dim for _, ir in outputs]
+        self.channels: list[int] = [mul for mul, _ in outputs]
+        # of each output: the parts that it is a map of; the maps lie one above the other
+        self.parts: list[list[int]] = [[] for _ in outputs]
+        weights: list[list[Tensor]] = [[] for _ in outputs]
+        starts = [0]
+        for mul, _ in parts:
+            starts.append(starts[-1] + mul)
+        start_of_input = [0]
+        for mul, _ in linear.irreps_in:
+            start_of_input.append(start_of_input[-1] + mul)
+        for _, instruction, matrix in linear.weight_views(yield_instruction=True):
+            first, last = start_of_input[instruction.i_in], start_of_input[instruction.i_in + 1]
+            matrix = instruction.path_weight * matrix.detach()
+            own = [i for i, start in enumerate(starts[:-1]) if first <= start < last]
+            if starts[own[0]] != first or starts[own[-1] + 1] != last:
+                raise UnsupportedModelError("a MACE convolution whose linear map is not of its sums over neighbours")
+            for i in own:
+                if parts[i].ir != outputs[instruction.i_out].ir:
+                    raise UnsupportedModelError(
+                        "a MACE convolution whose linear map is not of its sums over neighbours"
+                    )
+                self.parts[instruction.i_out].append(i)
+                weights[instruction.i_out].append(matrix[starts[i] - first : starts[i + 1] - first])
+        if any(len(own) == 0 for own in self.parts) or len(set(self.channels)) != 1:
+            raise UnsupportedModelError("a MACE convolution whose messages have other irreps than its products need")
+        self.sizes: list[int] = [sum(len(weight) for weight in own) for own in weights]
+        self.register_buffer("weight", torch.cat([weight for own in weights for weight in own]))
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        """[n, Σ dim, C'] from ``parts`` [n, dim, C]."""
+        outputs: list[Tensor] = []
+        weights = self.weight.split(self.sizes)
+        for i, own in enumerate(self.parts):
+            inputs: list[Tensor] = []
+            for number in own:
+                inputs.append(parts[number])
+            together = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=2)
+            output = torch.matmul(together.reshape(-1, self.sizes[i]), weights[i])
+            outputs.append(output.view(-1, self.dims[i], self.channels[i]))
+        return torch.cat(outputs, dim=1)
+
+
+def to_e3nn_layout(components: Tensor, dims: list[int]) -> Tensor:
+    """[n, Σ dim · C], for irrep after irrep (channel, component), from [n, Σ dim, C]."""
+    parts: list[Tensor] = []
+    for part in components.split(dims, dim=1):
+        parts.append(part.transpose(1, 2).flatten(1))
+    return torch.cat(parts, dim=1)
 
 
 class EdgeGroups(torch.nn.Module):
@@ -225,74 +291,61 @@ class NeighborSum(torch.nn.Module):
         # position of path 0, 1, ... among the outputs of ``inputs``
         self.order = [self.order.index(number) for number in range(len(instructions))]
 
-    def forward(self, features: Tensor, num_centres: int, edges: Edges) -> Tensor:
-        """Sums [n, F] in e3nn's layout of ``conv_tp``'s output, from the nodes' ``features`` after ``linear_up``."""
+    def forward(self, features: Tensor, num_centres: int, edges: Edges) -> list[Tensor]:
+        """Sums [n, dim, C] of each path of ``conv_tp``, from the nodes' ``features`` after ``linear_up``."""
         hidden = self.hidden(edges)
         sums: list[Tensor] = []
         for paths in self.inputs:
             sums.extend(paths(features, num_centres, edges, hidden))
-        return torch.cat([sums[i] for i in self.order], dim=1)
+        return [sums[i] for i in self.order]
 
     @torch.jit.unused
     def path_weights(self) -> list[Tensor]:
         """Per path of the tensor product, the weights [hidden, channels] of its radial functions."""
-        weights = [weight for paths in self.inputs for weight in paths.weight.chunk(len(paths.paths), dim=1)]
+        weights = [weight for paths in self.inputs for weight in paths.weight.chunk(len(paths.out_dims), dim=1)]
         return [weights[i] for i in self.order]
 
 
 class _PathsOfInput(torch.nn.Module):
-    """All paths that start from one irrep of the neighbours' features."""
+    """All paths that start from one irrep of the neighbours' features.
+
+    A path is (irrep of the features) ⊗ (harmonics of one degree) → (irrep).
+    """
 
     def __init__(self, tensor_product: o3.TensorProduct, number: int, paths: list[int], weight: Tensor) -> None:
         super().__init__()
-        self.start: int = tensor_product.irreps_in1.slices()[number].start
-        self.channels: int = tensor_product.irreps_in1[number].mul
-        self.dim: int = tensor_product.irreps_in1[number].ir.dim
-        self.paths = torch.nn.ModuleList([_Path(tensor_product, path) for path in paths])
+        first, second = tensor_product.irreps_in1, tensor_product.irreps_in2
+        self.start: int = first.slices()[number].start
+        self.channels: int = first[number].mul
+        self.dim: int = first[number].ir.dim
+        self.out_dims: list[int] = []
+        couplings = []
+        for path in (tensor_product.instructions[i] for i in paths):
+            harmonic, out = second[path.i_in2].ir, tensor_product.irreps_out[path.i_out].ir
+            coupling = path.path_weight * o3.wigner_3j(first[number].ir.l, harmonic.l, out.l, dtype=torch.float64)
+            rows = torch.zeros([second.dim, self.dim * out.dim], dtype=torch.float64)
+            rows[second.slices()[path.i_in2]] = coupling.permute(1, 0, 2).reshape(harmonic.dim, -1)
+            couplings.append(rows)
+            self.out_dims.append(out.dim)
+        self.register_buffer("coupling", torch.cat(couplings, dim=1))
         self.register_buffer("weight", weight)
 
     def forward(self, features: Tensor, num_centres: int, edges: Edges, hidden: Tensor) -> list[Tensor]:
-        places, channels, dim = edges.neighbour.size(0), self.channels, self.dim
-        own = features[:, self.start : self.start + channels * dim].view(-1, channels, dim)
-        of_neighbour = own.transpose(1, 2).reshape(-1, dim * channels).index_select(0, edges.neighbour)
-        weights = torch.matmul(hidden, self.weight).view(places, len(self.paths), 1, channels)
-        weighted = (weights * of_neighbour.view(places, 1, dim, channels)).unbind(1)
-        sums: list[Tensor] = []
-        for i, path in enumerate(self.paths):
-            of_group = path(weighted[i], edges.harmonics).view(-1, path.out_dim * channels)
-            zeros = torch.zeros([num_centres, path.out_dim * channels], dtype=features.dtype, device=features.device)
-            total = zeros.index_add(0, edges.centre_of_group, of_group).view(-1, path.out_dim, channels)
-            sums.append(total.transpose(1, 2).reshape(num_centres, -1))
-        return sums
-
-
-class _Path(torch.nn.Module):
-    """One path: (irrep of the features) ⊗ (harmonics of one degree) → (irrep), summed over each group of edges."""
-
-    def __init__(self, tensor_product: o3.TensorProduct, number: int) -> None:
-        super().__init__()
-        self.group_size: int = GROUP_SIZE
-        path = tensor_product.instructions[number]
-        first, second = tensor_product.irreps_in1[path.i_in1].ir, tensor_product.irreps_in2[path.i_in2].ir
-        out = tensor_product.irreps_out[path.i_out].ir
-        self.start: int = tensor_product.irreps_in2.slices()[path.i_in2].start
-        self.second_dim: int = second.dim
-        self.out_dim: int = out.dim
-        self.dim: int = first.dim
-        coupling = path.path_weight * o3.wigner_3j(first.l, second.l, out.l, dtype=torch.float64)
-        self.register_buffer("coupling", coupling.permute(1, 0, 2).reshape(second.dim, first.dim * out.dim))
-
-    def forward(self, weighted: Tensor, harmonics: Tensor) -> Tensor:
-        """[P / GROUP_SIZE, out_dim, channels] from ``weighted`` [P, dim, channels] and ``harmonics`` [P, all]."""
-        own = harmonics[:, self.start : self.start + self.second_dim]
-        # rows: places of a group, then components of the neighbour's features
-        left = torch.matmul(own, self.coupling).view(-1, self.group_size * self.dim, self.out_dim)
-        right = weighted.reshape(-1, self.group_size * self.dim, weighted.size(2))
-        return torch.bmm(left.transpose(1, 2), right)
+        own = features[:, self.start : self.start + self.channels * self.dim].view(-1, self.channels, self.dim)
+        return sum_over_neighbours(
+            hidden,
+            self.weight,
+            own.transpose(1, 2).contiguous(),
+            torch.matmul(edges.harmonics, self.coupling),
+            edges.neighbour,
+            edges.centre_of_group,
+            num_centres,
+            self.out_dims,
+        )
 
 
 class SymmetricProduct(torch.nn.Module):
-    """Symmetric products of an atom's messages with themselves, [N, channels, (l_max + 1)²] → [N, F].
+    """Symmetric products of an atom's messages with themselves, [N, (l_max + 1)², channels] → [N, F].
 
     Parameters: MACE's SymmetricContraction; ``agnostic``: the same weights for all elements.
     """
@@ -300,85 +353,66 @@ class SymmetricProduct(torch.nn.Module):
     def __init__(self, contractions: torch.nn.Module, agnostic: bool) -> None:
         super().__init__()
         self.agnostic: bool = agnostic
-        parts = list(contractions.contractions)
-        self.num_elements: int = 1 if agnostic else int(parts[0].weights_max.size(0))
-        self.elements = torch.nn.ModuleList(
-            torch.nn.ModuleList([_Polynomial(part, element) for part in parts]) for element in range(self.num_elements)
-        )
+        num_elements = 1 if agnostic else int(next(iter(contractions.contractions)).weights_max.size(0))
+        self.polynomials = torch.nn.ModuleList(_Polynomial(part, num_elements) for part in contractions.contractions)
 
     def forward(self, messages: Tensor, types: Tensor) -> Tensor:
-        """Parameters: ``messages`` [N, channels, (l_max + 1)²], ``types`` [N]."""
+        """In e3nn's layout. Parameters: ``messages`` [N, (l_max + 1)², channels], ``types`` [N]."""
         kinds = torch.zeros_like(types) if self.agnostic else types
-        order = kinds.argsort(stable=True)
-        counts = torch.bincount(kinds, minlength=self.num_elements)
-        outputs: list[Tensor] = []
-        first = 0
-        for element, polynomials in enumerate(self.elements):
-            count = int(counts[element])
-            if count > 0:
-                # The atoms run fastest: every operation below is over long rows.
-                x = messages.index_select(0, order[first : first + count]).permute(1, 2, 0).contiguous()
-                first += count
-                parts: list[Tensor] = []
-                for polynomial in polynomials:
-                    parts.append(polynomial(x).permute(2, 0, 1).reshape(count, -1))
-                outputs.append(torch.cat(parts, dim=1))
-        return torch.cat(outputs).index_select(0, order.argsort())
+        parts: list[Tensor] = []
+        for polynomial in self.polynomials:
+            parts.append(polynomial(messages, kinds).transpose(1, 2).flatten(1))
+        return torch.cat(parts, dim=1)
 
 
 class _Polynomial(torch.nn.Module):
-    """One output irrep for one element: Σ_ν Σ A_ν[m; i₁ … i_ν] x[i₁] … x[i_ν] in each channel.
+    """One output irrep: Σ_ν Σ A_ν[m; i₁ … i_ν] x[i₁] … x[i_ν] in each channel, see ``symmetric_product``."""
 
-    Few of the products x[i₁] … x[i_ν] couple to an irrep. So for ν ≥ 2 two indices of each run over a few pairs alone,
-    chosen such that every product that occurs contains one of them. One matrix product contracts these pairs, and x
-    itself for ν = 1.
-    """
-
-    def __init__(self, contraction: torch.nn.Module, element: int) -> None:
+    def __init__(self, contraction: torch.nn.Module, num_elements: int) -> None:
         super().__init__()
         highest = int(contraction.correlation)
         weights = [contraction.weights_max, *contraction.weights]  # of ν = highest, ..., 1
-        coefficients = []
+        tensors = []
         for order in range(1, highest + 1):
             coupling = contraction.get_buffer(f"U_matrix_{order}").double()
             size = coupling.size(-2)
             coupling = coupling.reshape(-1, *([size] * order), coupling.size(-1))
-            weight = weights[highest - order].detach()[element].double()
-            # [channels, out, i₁, ..., i_ν]
-            coefficients.append(torch.einsum("...k,kc->c...", coupling, weight))
-        linear = coefficients[0]
-        channels, self.out_dim, self.size = linear.shape
-        products = [_products(tensor) for tensor in coefficients[1:]]
-        pairs = _common_pairs([indices for product, _ in products for indices in product])
-        # rows: (out, i₁, ..., i_{ν-2}) of ν = highest, ..., 2, one after the other; columns: pairs, then x
+            weight = weights[highest - order].detach()[:num_elements].double()
+            # [elements, channels, out, i₁, ..., i_ν]
+            tensors.append(torch.einsum("...k,ekc->ec...", coupling, weight))
+        elements, channels, out_dim, size = tensors[0].shape
+        products = [_products(tensor.flatten(0, 1)) for tensor in tensors]
+        monomials, coefficients = [], []
+        for indices, values in products:
+            monomials += [[*product, *[0] * (highest - len(product))] for product in indices]
+            coefficients.append(values.view(elements, channels, out_dim, len(indices)).permute(0, 2, 3, 1))
+        self.counts: list[int] = [len(indices) for indices, _ in products]
+        self.register_buffer("monomials", torch.tensor(monomials, dtype=torch.int64).view(-1, highest))
+        self.register_buffer("coefficients", torch.cat(coefficients, dim=2).contiguous())
+        pairs = _common_pairs([indices for product, _ in products[1:] for indices in product])
         matrices = []
-        for order, (indices, values) in reversed(list(enumerate(products, 2))):
-            matrix = torch.zeros([channels, self.out_dim, self.size ** (order - 2), len(pairs)], dtype=torch.float64)
+        for order, (indices, values) in reversed(list(enumerate(products[1:], 2))):
+            rows = out_dim * size ** (order - 2)
+            matrix = torch.zeros([elements * channels, out_dim, rows // out_dim, len(pairs)], dtype=torch.float64)
             for i, product in enumerate(indices):
                 pair, rest = next((p, left) for p, left in _pairs_of(product) if p in pairs)
                 row = 0
                 for index in rest:
-                    row = row * self.size + index
+                    row = row * size + index
                 matrix[:, :, row, pairs[pair]] += values[:, :, i]
-            matrices.append(torch.nn.functional.pad(matrix.flatten(1, 2), (0, self.size)))
+            matrices.append(torch.nn.functional.pad(matrix.flatten(1, 2), (0, size)))
         if not matrices:
-            matrices.append(torch.zeros([channels, self.out_dim, self.size], dtype=torch.float64))
-        matrices[-1][:, :, len(pairs) :] = linear
-        self.register_buffer("first_of_pair", torch.tensor([first for first, _ in pairs], dtype=torch.int64))
-        self.register_buffer("second_of_pair", torch.tensor([second for _, second in pairs], dtype=torch.int64))
+            matrices.append(torch.zeros([elements * channels, out_dim, size], dtype=torch.float64))
+        matrices[-1][:, :, len(pairs) :] = tensors[0].flatten(0, 1)
+        self.register_buffer("pairs", torch.tensor(list(pairs), dtype=torch.int64).view(-1, 2).t().contiguous())
         self.rows: list[int] = [matrix.size(1) for matrix in matrices]
-        self.register_buffer("matrix", torch.cat(matrices, dim=1))
+        self.register_buffer("matrix", torch.cat(matrices, dim=1).unflatten(0, (elements, channels)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[channels, out, n] from ``x`` [channels, (l_max + 1)², n]."""
-        pairs = x.index_select(1, self.first_of_pair) * x.index_select(1, self.second_of_pair)
-        partial = torch.bmm(self.matrix, torch.cat([pairs, x], dim=1)).split(self.rows, dim=1)
-        # One index fewer in each round, as in Horner's scheme.
-        total = partial[0]
-        for i in range(1, len(partial)):
-            total = total.view(x.size(0), -1, self.size, x.size(2)) * x.unsqueeze(1)
-            total = total.sum(2) + partial[i]
-        return total
+    def forward(self, x: Tensor, kinds: Tensor) -> Tensor:
+        """[n, out, channels] from ``x`` [n, (l_max + 1)², channels] and the atoms' ``kinds`` [n]."""
+        return symmetric_product(
+            x, kinds, self.monomials, self.counts, self.coefficients, self.pairs, self.matrix, self.rows
+        )
 
 
 def _products(tensor: Tensor) -> tuple[list[tuple[int, ...]], Tensor]:

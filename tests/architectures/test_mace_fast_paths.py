@@ -245,10 +245,9 @@ def test_sparse_products(correlation):
                 term = (term * messages.view(5, 4, *[1] * (term.dim() - 3), 9)).sum(-1)
             total = total + term
         parts.append(total.flatten(1))
-    assert_same(product(messages, types), torch.cat(parts, dim=1), 1e-12)
-    for polynomials in product.elements:
-        for polynomial in polynomials:
-            assert len(polynomial.first_of_pair) < 45 / 2  # of 45 pairs
+    assert_same(product(messages.transpose(1, 2), types), torch.cat(parts, dim=1), 1e-12)
+    for polynomial in product.polynomials:
+        assert polynomial.pairs.size(1) < 45 / 2  # of 45 pairs
 
 
 def test_every_product_contains_a_common_pair():
