@@ -33,7 +33,8 @@ def check_network(evaluation: torch.nn.Module) -> None:
     """Raises CompilationError for a network, a machine or a PyTorch that ``compile_network`` is not for."""
     if not isinstance(evaluation, CACEEvaluation) or len(evaluation.messages) > 0:
         raise CompilationError(
-            "only CACE models without message passing and without latent variables beyond charges can be compiled"
+            "only CACE models without message passing and without latent variables beyond charges can be compiled; "
+            "export without --compile (in LAMMPS, MACE models run compiled operators without it)"
         )
     target()
     missing = missing_options()

@@ -244,7 +244,8 @@ def mace_models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mace_models")
 
     def get(variant: str, dtype: str = "float64", **options):
-        path = folder / f"{variant}, {dtype}, {len(options)}.pt"
+        name = "_".join([*variant.replace(",", "").split(), dtype, *options])  # LAMMPS takes no spaces
+        path = folder / f"{name}.pt"
         if not path.exists():
             with pytest.MonkeyPatch.context() as patch:
                 test_mace.les_package.__wrapped__(patch)
