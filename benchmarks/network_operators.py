@@ -57,7 +57,9 @@ def run(folder: Path, **settings) -> tuple[float, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Steps of bulk water with a MACE model, operators compiled or not.")
-    parser.add_argument("--model", required=True, help="checkpoint of a MACE model that knows H and O, or its exported file, *.pt")
+    parser.add_argument(
+        "--model", required=True, help="checkpoint of a MACE model that knows H and O, or its exported file, *.pt"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)

@@ -153,15 +153,16 @@ def test_symmetric_products(max_l, correlation, channels, dtype, operators, on_t
             each.matrix.to(dtype),
             each.rows,
         ]
-        for atoms in (30, 0):
-            x = torch.randn(atoms, (max_l + 1) ** 2, channels, generator=generator, dtype=dtype)
-            arguments = [x, torch.randint(3, (atoms,), generator=generator), *constants]
-            cotangent = torch.randn(atoms, each.coefficients.size(1), channels, generator=generator, dtype=dtype)
-            expected = values_and_derivatives(mace_operators.symmetric_product, arguments, (0,), [cotangent])
-            for threads in (1, 3):
-                on_threads(threads)
-                ours = values_and_derivatives(operators.symmetric_product, arguments, (0,), [cotangent])
-                assert_same(ours, expected, dtype)
+        x = torch.randn(30, (max_l + 1) ** 2, channels, generator=generator, dtype=dtype)
+        arguments = [x, torch.randint(3, (30,), generator=generator), *constants]
+        cotangent = torch.randn(30, each.coefficients.size(1), channels, generator=generator, dtype=dtype)
+        expected = values_and_derivatives(mace_operators.symmetric_product, arguments, (0,), [cotangent])
+        for threads in (1, 3):
+            on_threads(threads)
+            ours = values_and_derivatives(operators.symmetric_product, arguments, (0,), [cotangent])
+            assert_same(ours, expected, dtype)
+        none = [x[:0], arguments[1][:0], *constants]
+        assert operators.symmetric_product(*none).shape == mace_operators.symmetric_product(*none).shape
 
 
 def test_symmetric_products_of_vectors(operators):
