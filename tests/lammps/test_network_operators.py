@@ -132,7 +132,6 @@ def polynomial(max_l, correlation, channels, irrep="1x0e + 1x1o"):
         max_ell=max_l,
         correlation=correlation,
         hidden_irreps=irreps,
-        num_interactions=1,
         kind=test_mace.mace_modules.MACE,
     )
     return SymmetricProduct(model.products[0].symmetric_contractions, agnostic=False).polynomials
