@@ -24,6 +24,7 @@ table step_time step_time.py --model water_rpbe_d3 --model "$model" --threads 1
 table step_time_compiled step_time.py --model water_rpbe_d3 --threads 1 --compiled
 table cace_network cace_network.py --model water_rpbe_d3
 table ahead_of_time ahead_of_time.py
+table network_operators network_operators.py --model "$model" --sizes 1
 table electrostatics electrostatics.py --threads 1 --repeats 3
 table openmm_step openmm_step.py --model "$model" --openmm-ml --threads 1 --steps 10
 if has torchpme; then

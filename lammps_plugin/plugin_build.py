@@ -98,7 +98,7 @@ class Toolchain:
         return [
             *self.compiler,
             f"-std=c++{self.cxx_standard}",
-            "-O3",  # vectors in the loops of the long-range sum
+            "-O3",  # vectors in the loops of the long-range sum and of the network
             *self.thread_options(),
             "-fPIC",
             "-fvisibility-inlines-hidden",

@@ -209,7 +209,7 @@ def test_log_names_the_model_and_the_times(models, plugin, tmp_path):
     # In a cubic box of 6.2 Å the sum takes all n ≠ 0 with |n| ≤ 6.2/2.
     n = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3), -1)
     vectors = ((n**2).sum(-1) <= 3.1**2).sum() - 1
-    assert f"mliap/les: long-range sum by ewald, {vectors} wave vectors\n" in log
+    assert f"mliap/les: long-range sum by ewald, {vectors} wave vectors, compiled operators\n" in log
     assert re.search(r"mliap/les: per rank 24 own atoms \(at most 24\), 24 nodes \(1.00 times the own atoms\), ", log)
     assert re.search(r"\d+ edges \(1.00 times those of own atoms\)\n", log)
     number = r" \d+\.\d{3}"
