@@ -143,8 +143,9 @@ LESModel::LESModel(const std::string &path, const std::string &device) : script_
     throw std::runtime_error("'" + path + "' is a TorchScript file but not one of les_md (it holds no " +
                              metadata_name + "): give a file written by les-export");
 
+  script_->metadata = extra[metadata_name];
   try {
-    const json metadata = json::parse(extra[metadata_name]);
+    const json metadata = json::parse(script_->metadata);
     const int format = metadata.at("format_version").get<int>();
     if (format < oldest_format || format > newest_format)
       throw std::runtime_error("'" + path + "' has format version " + std::to_string(format) +
@@ -212,7 +213,10 @@ void LESModel::use_operators(bool compiled)
   guarded([&] {
     // A function that was called is part of its callers by now.
     if (script_->called || script_->has_operators) {
-      script_->module = torch::jit::load(script_->path, torch::kCPU);
+      torch::jit::ExtraFilesMap extra{{metadata_name, ""}};
+      script_->module = torch::jit::load(script_->path, torch::kCPU, extra);
+      TORCH_CHECK(extra[metadata_name] == script_->metadata, "'", script_->path,
+                  "' has changed since it was read: give pair_coeff again");
       prepare(script_->module, script_->device);
       script_->called = false;
     }

@@ -27,7 +27,7 @@ namespace les_md {
 using torch::Tensor;
 
 struct LESModel::Script {
-  std::string path;
+  std::string path, metadata;    // of the file that was read
   torch::jit::Module module;
   bool called = false;    // since it was loaded
   bool operators = false, has_operators = false;    // of the network: whether they were asked for, and found a place
