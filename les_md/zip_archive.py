@@ -11,6 +11,7 @@ _MAX_EXPANSION = 20
 
 def expands_too_far(archive: zipfile.ZipFile) -> bool:
     """Whether the members are much larger than the file: compressed a thousandfold, or sharing the same bytes."""
-    file = archive.fp
-    size = file.seek(0, os.SEEK_END)
+    if archive.fp is None:
+        raise ValueError("the archive is closed")
+    size = archive.fp.seek(0, os.SEEK_END)
     return sum(member.file_size for member in archive.infolist()) > _MAX_EXPANSION * size
