@@ -90,4 +90,6 @@ def test_counts():
 
     text = (DOCS / "reliability.md").read_text()
     assert f"| {len(HOSTILE)}, each in two protocols" in text
-    assert f"| {len(OVERFLOWS)}, all refused, in processes with 4 GB" in text
+    refused = sum(bool(message) for _, message in OVERFLOWS.values())
+    assert f"| {refused}, all refused, in processes with 4 GB" in text
+    assert len(OVERFLOWS) - refused == 6 and "six more with values" in text
