@@ -142,7 +142,7 @@ class Toolchain:
 
 
 def build(force: bool = False, verbose: bool = False, retry_failed: bool = True) -> Path:
-    """Path of the compiled plugin; compiles it (half a minute) unless the cache has it.
+    """Path of the compiled plugin; compiles it (a minute or two) unless the cache has it.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def build(force: bool = False, verbose: bool = False, retry_failed: bool = True)
             raise BuildError(f"compiling failed before, see {failure}; `les-md build` tries again")
         print(
             f"les_md: compiling pair style mliap/les for LAMMPS {toolchain.lammps_version} and PyTorch "
-            f"{toolchain.torch_version}, once, about half a minute",
+            f"{toolchain.torch_version}, once, a minute or two",
             file=sys.stderr,
             flush=True,
         )

@@ -45,7 +45,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Run every check; about twenty seconds, and half a minute more if the LAMMPS plugin has to be compiled.
+    """Run every check; about twenty seconds, and a minute or two more if the LAMMPS plugin has to be compiled.
 
     Checks that need what another one found broken are left out.
     """
