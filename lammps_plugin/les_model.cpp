@@ -117,6 +117,14 @@ std::string reason(const std::exception &error)
   return text;
 }
 
+bool is_out_of_memory(const std::exception &error)
+{
+  if (dynamic_cast<const std::bad_alloc *>(&error)) return true;
+  const std::string text = error.what();    // of the CPU's allocator, and of CUDA's
+  return text.find("can't allocate memory") != std::string::npos || text.find("out of memory") != std::string::npos ||
+      text.find("std::bad_alloc") != std::string::npos;
+}
+
 LESModel::~LESModel() = default;
 
 LESModel::LESModel(const std::string &path, const std::string &device) : script_(std::make_unique<Script>())

@@ -17,6 +17,7 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -82,6 +83,13 @@ struct LESModel::Script {
 // What went wrong, without the stack traces around it.
 std::string reason(const std::exception &error);
 
+// PyTorch and its scripts say so in words alone.
+bool is_out_of_memory(const std::exception &error);
+
+struct NotEnoughMemory : std::bad_alloc {
+  const char *what() const noexcept override { return "not enough memory"; }
+};
+
 // Runs a part of an evaluation and turns what it throws into a message for the user.
 template <class Part> void guarded(Part &&part)
 {
@@ -91,6 +99,7 @@ template <class Part> void guarded(Part &&part)
   try {
     part();
   } catch (const std::exception &error) {
+    if (is_out_of_memory(error)) throw NotEnoughMemory();
     throw std::runtime_error(reason(error));
   }
 }

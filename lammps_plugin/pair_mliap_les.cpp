@@ -17,7 +17,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <new>
 
@@ -75,23 +74,16 @@ void PairMLIAPLES::compute(int eflag, int vflag)
   const double start = platform::walltime();
   std::string problem;
   const bool new_list = neighbor->ago == 0 || neighbor->lastcall != mapped_step_;    // the same on every process
-  // These vectors are the first to grow with the system: no memory for them is a message, not the end of the program.
-  const auto with_memory = [this](auto &&part) -> std::string {
-    try {
-      return part();
-    } catch (const std::bad_alloc &) {
-      return fmt::format("not enough memory for the edges of {} atoms at step {}", atom->nlocal, update->ntimestep);
-    }
-  };
   if (new_list || !graph_.maps(atom->nlocal + atom->nghost))
-    problem = with_memory([this] { return graph_.map_images(type_of_); });
+    problem = problem_in("the edges", [this] { return graph_.map_images(type_of_); });
   if (new_list) {
     mapped_step_ = neighbor->lastcall;
     const bigint own = graph_.mapped_atoms();
     MPI_Allreduce(&own, &total_atoms_, 1, MPI_LMP_BIGINT, MPI_SUM, world);
   }
   if (problem.empty())
-    problem = with_memory([this] { return graph_.build(list, model_->info().cutoff, model_->info().num_layers); });
+    problem = problem_in("the edges",
+                         [this] { return graph_.build(list, model_->info().cutoff, model_->info().num_layers); });
   stop_if_any(problem);
   graph_time_ += platform::walltime() - start;
 
@@ -101,7 +93,6 @@ void PairMLIAPLES::compute(int eflag, int vflag)
 
   evaluate(request);
   apply_forces();
-  store_charges();
   for (const int first : {2, 6})    // until the end of a step that has them
     std::fill_n(&pvector[first], 3, std::numeric_limits<double>::quiet_NaN());
   born_step_ = -1;
@@ -116,12 +107,7 @@ void PairMLIAPLES::evaluate(const les_md::ResponseRequest &request)
 {
   double nearest = 0.0;
   const auto attempt = [&](const std::function<std::string()> &part) {
-    std::string problem;
-    try {
-      problem = part();
-    } catch (const std::exception &failure) {
-      problem = fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
-    }
+    const std::string problem = problem_in("the network and its sums", part);
     stop_if_any(problem, nearest);
   };
   const auto makes_density = [&](void (les_md::LESModel::*part)(const les_md::Graph &, const les_md::ResponseRequest &)) {
@@ -140,9 +126,27 @@ void PairMLIAPLES::evaluate(const les_md::ResponseRequest &request)
   }
   attempt([&] {
     model_->backward(graph_.graph(), result_, request);
+    store_charges();
     return find_non_finite(nearest);
   });
   ++calls_;
+}
+
+/* ----------------------------------------------------------------------
+   what is wrong after a part of a step, in words: what the part itself returns, or why it failed
+   memory that does not suffice is a message, not the end of the program: every part may be the first to need it
+------------------------------------------------------------------------- */
+
+std::string PairMLIAPLES::problem_in(const std::string &what, const std::function<std::string()> &part) const
+{
+  try {
+    return part();
+  } catch (const std::bad_alloc &) {
+    return fmt::format("not enough memory for {} of {} atoms at step {} on {}; use more nodes, or fewer atoms", what,
+                       atom->nlocal, update->ntimestep, model_->device());
+  } catch (const std::exception &failure) {
+    return fmt::format("the model failed at step {}: {}", update->ntimestep, failure.what());
+  }
 }
 
 /* ----------------------------------------------------------------------
@@ -205,13 +209,14 @@ void PairMLIAPLES::plan(bool for_check)
     }
   }
 
-  std::string problem;
-  try {
-    model_->plan(request);
-  } catch (const std::exception &failure) {
-    problem = failure.what();
-  }
-  stop_if_any(problem);
+  stop_if_any(problem_in("the long-range sum", [&]() -> std::string {
+    try {
+      model_->plan(request);
+    } catch (const std::runtime_error &refusal) {    // of a box or a keyword, in words for the user
+      return refusal.what();
+    }
+    return "";
+  }));
 }
 
 /* ----------------------------------------------------------------------
@@ -228,7 +233,11 @@ void PairMLIAPLES::reduce_density()
     std::vector<int> lengths(comm->nprocs), offsets(comm->nprocs, 0);
     MPI_Allgather(&length, 1, MPI_INT, lengths.data(), 1, MPI_INT, world);
     for (int rank = 1; rank < comm->nprocs; ++rank) offsets[rank] = offsets[rank - 1] + lengths[rank - 1];
-    std::vector<double> all(static_cast<size_t>(offsets.back()) + lengths.back());
+    std::vector<double> all;
+    stop_if_any(problem_in("the charges of all processes", [&] {
+      all.resize(static_cast<size_t>(offsets.back()) + lengths.back());
+      return std::string();
+    }));
     MPI_Allgatherv(density.data(), length, MPI_DOUBLE, all.data(), lengths.data(), offsets.data(), MPI_DOUBLE, world);
     density.swap(all);
   } else {

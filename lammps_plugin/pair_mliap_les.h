@@ -10,6 +10,7 @@
 #include "unique_atom_graph.h"
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,6 +40,7 @@ class PairMLIAPLES : public Pair {
 
  private:
   void evaluate(const les_md::ResponseRequest &request);
+  std::string problem_in(const std::string &what, const std::function<std::string()> &part) const;
   void stop_if_any(const std::string &problem, double order = 0.0) const;
   void warn_of_script(const std::string &reason);
   void plan(bool for_check);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,15 @@ def test_model_that_fails(lammps_of, tmp_path):
     session = lammps_of(water()).potential(model)
     with pytest.raises(Exception, match=r"the model failed at step 0: .*broken on purpose"):
         session.run("run 0")
+
+
+def test_file_that_has_changed(models, lammps_of, tmp_path):
+    """Operators are taken back by reading the file once more, which must be the one that pair_coeff read."""
+    model = shutil.copy(models["water"], tmp_path / "model.pt")
+    session = lammps_of(water()).potential(model).run("run 0")
+    shutil.copy(models["two charges"], model)
+    with pytest.raises(Exception, match=r"model.pt' has changed since it was read: give pair_coeff again"):
+        session.run("pair_style mliap/les operators file")
 
 
 class TestFieldByVariables:
