@@ -104,7 +104,7 @@ def test_out_of_memory(spare, models, plugin, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     # LAMMPS's own lists may be the first that do not fit, then the edges, the mesh, the network.
     message = (
-        r"MESSAGE ERROR(:| on proc 0:) (Failed to |Pair style mliap/les: not enough memory for (the edges|the long-range "
-        r"sum|the network and its sums) of 8232 atoms at step 0 on cpu; use more nodes, or fewer atoms)"
+        r"MESSAGE ERROR(:| on proc 0:) (Failed to |Pair style mliap/les: not enough memory for (the edges|the "
+        r"long-range sum|the network and its sums) of 8232 atoms at step 0 on cpu; use more nodes, or fewer atoms)"
     )
     assert re.search(message, done.stdout), done.stdout
