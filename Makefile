@@ -69,7 +69,7 @@ sanitize: install
 
 test-nequip: install install-nequip
 	$(NEQUIP)/bin/python -m pytest -n 2 tests/architectures
-	LES_MD_NEQUIP_PYTHON=$(NEQUIP)/bin/python $(BIN)/python -m pytest -n 2 tests/engines -k "NequIP or Allegro"
+	LES_MD_NEQUIP_PYTHON=$(NEQUIP)/bin/python $(BIN)/python -m pytest -n 2 tests/engines tests/lammps/force_style/test_references.py -k "NequIP or Allegro"
 
 test-torchforce: install-torchforce
 	LES_MD_TEST_TORCHFORCE=1 $(TORCHFORCE)/bin/python -m pytest -n 2 tests/openmm

