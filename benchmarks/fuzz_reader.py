@@ -185,7 +185,7 @@ def trap_calls() -> None:
 
 
 def pickle_seeds() -> list[bytes]:
-    from tests.test_checkpoint import HOSTILE, OVERFLOWS, program, tensor_program
+    from tests.checkpoints.written_files import HOSTILE, OVERFLOWS, program, tensor_program
 
     seeds = [program(body(Path("/tmp/marker"))) for _, body in HOSTILE]
     seeds += [program(body) for body, _ in OVERFLOWS.values() if len(body) < MAX_LENGTH]

@@ -86,7 +86,7 @@ def test_every_page_is_in_the_site():
 
 def test_counts():
     """Those of the tests, as the page on reliability gives them."""
-    from tests.test_checkpoint import HOSTILE, OVERFLOWS
+    from tests.checkpoints.written_files import HOSTILE, OVERFLOWS
 
     text = (DOCS / "reliability.md").read_text()
     assert f"| {len(HOSTILE)}, each in two protocols" in text
