@@ -6,7 +6,7 @@
 # then what was exported there in all engines of the main environment.
 # make test-wheel: the wheel in empty environments, with the oldest and the newest versions of what it needs (8 GB, removed).
 # make docs: the documentation as a site in build/site; warnings are errors.
-# make bench MODEL=...: the benchmarks of a step with a MACE-LES checkpoint, tables and a figure into benchmark_results/ (half an hour).
+# make bench MODEL=...: the benchmarks of a step with a MACE-LES checkpoint, and of the long-range sum against torch-pme, tables and a figure into benchmark_results/ (half an hour).
 # make test-torchforce: the OpenMM tests with openmm-torch too, in an environment of its own (its wheels need torch 2.9).
 PYTHON ?= python3.11
 MODEL ?= ../shared/models/maceles_water_nl1_l0.model
@@ -89,6 +89,7 @@ demo: install
 
 bench: install
 	@test -f "$(MODEL)" || { echo "usage: make bench MODEL=<checkpoint of a MACE-LES model>"; exit 1; }
+	$(call PIP_EDITABLE,$(VENV),constraints.txt) ".[bench]"
 	BENCH_PYTHON=$(BIN)/python bash benchmarks/run_all.sh "$(MODEL)" benchmark_results
 
 clean:
