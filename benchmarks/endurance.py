@@ -442,7 +442,9 @@ def plot(settings: Settings, pieces: list[dict], whole: dict[str, np.ndarray], d
     axes[2].set(xlabel="time / ps", ylabel="resident\nmemory / MB")
     axes[2].set_ylim(0.0, 1.2 * max(np.nanmax(piece["resident"]) for piece in pieces))
     name = {"lammps": "LAMMPS", "openmm": "OpenMM"}[settings.engine]
-    axes[0].set_title(f"{name}, {settings.molecules} water molecules, constant energy, {settings.dtype} network")
+    axes[0].set_title(
+        f"{name}, {settings.molecules} water molecules, constant energy, {settings.dtype} network", fontsize="medium"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

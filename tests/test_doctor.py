@@ -103,6 +103,7 @@ class TestPackages:
             "mkdocs",
             "mypy",
             "setuptools",
+            "torch-pme",
         }
         assert set(doctor._limits()) - helpers <= names
 
