@@ -14,7 +14,8 @@ table() {
     local name=$1
     shift
     echo "== $name"
-    "$python" -W ignore "$here/$@" | tee "$output/$name.txt"
+    # mace-torch says on import that it does without cuEquivariance
+    "$python" -W ignore "$here/$@" | grep --line-buffered -v "^cuequivariance" | tee "$output/$name.txt"
 }
 has() { "$python" -W ignore -c "import $1" > /dev/null 2>&1; }
 

@@ -89,6 +89,14 @@ CALLS = {
 }
 
 
+def wrapper() -> Path:
+    """The compiler with ``FLAGS``, as one program: PyTorch's compiler takes no options in CXX."""
+    path = WORK / "g++"
+    path.write_text(f'#!/bin/sh\nexec {shlex.join([*compiler(), *FLAGS])} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 def compiler() -> list[str]:
     """GCC: the runtime is a shared library of its own."""
     return shlex.split(os.environ.get("CXX", "g++"))
@@ -111,7 +119,7 @@ def environment() -> dict[str, str]:
     libraries = [runtime("libasan.so"), runtime("libubsan.so"), runtime("libstdc++.so.6"), str(WORK / "reports.so")]
     return {
         **os.environ,
-        "CXX": shlex.join([*compiler(), *FLAGS]),
+        "CXX": str(wrapper()),
         "OMP_NUM_THREADS": "1",
         "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": f"{common}:exitcode=0:detect_leaks=1:detect_stack_use_after_return=1:log_path={REPORTS}/asan",
