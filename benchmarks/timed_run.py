@@ -53,6 +53,7 @@ def measure(
     ranks: int = 1,
     warm_up: int = 3,
     keywords: str = "",
+    data: Path = DATA,
     environment: dict[str, str] | None = None,
 ) -> dict[str, float]:
     """Medians over ``repeats`` runs of ``steps`` steps: ms per step in all (``total``) and by part (mean of the ranks).
@@ -65,7 +66,7 @@ def measure(
     script = folder / "in.bench"
     script.write_text(
         INPUT.format(
-            data=DATA,
+            data=data,
             replicas=replicas,
             model=model,
             steps=steps,
