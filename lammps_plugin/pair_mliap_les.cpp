@@ -93,6 +93,7 @@ void PairMLIAPLES::compute(int eflag, int vflag)
 
   evaluate(request);
   apply_forces();
+  store_charges();
   for (const int first : {2, 6})    // until the end of a step that has them
     std::fill_n(&pvector[first], 3, std::numeric_limits<double>::quiet_NaN());
   born_step_ = -1;
@@ -126,7 +127,6 @@ void PairMLIAPLES::evaluate(const les_md::ResponseRequest &request)
   }
   attempt([&] {
     model_->backward(graph_.graph(), result_, request);
-    store_charges();
     return find_non_finite(nearest);
   });
   ++calls_;
